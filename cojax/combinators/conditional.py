@@ -1,0 +1,202 @@
+"""A choice between two modules."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from cojax.buffers import DelayLine
+from cojax.combinators.container import keep, key, named
+from cojax.combinators.parallel import _Branches
+from cojax.layers.arguments import one_of
+from cojax.layers.closure import Identity
+from cojax.module import CoModule, InputError, Signal, Spec, State, located, select
+
+Predicate = Callable[[CoModule, Any, bool], Any]
+
+
+class Conditional(_Branches):
+    """Runs one module or the other.
+
+    ``predicate(module, x, train)`` is called while tracing. Where it returns a Python bool, that
+    branch alone runs, at no other cost; the state of the other is kept. Where it returns an array
+    (bool, ``()`` or ``(B,)`` for a choice by row), both branches advance and the output is selected:
+    an output leaves by the choice of the step at which it leaves, and behind the end of the stream
+    by the last choice.
+
+    Source: ``continual.Conditional``. (There the predicate is not told ``train``, and a step
+    returns the state of one branch only.)
+
+    Attributes:
+      predicate: called with this module, a step ``(B, C, *S)`` and ``train``. A static predicate
+        sees a clip in ``forward``.
+      layers: the branches: "0" where the predicate is True, "1" where not. The second defaults to
+        the identity, delayed as the first.
+      advance: "always"; or "taken": under a traced predicate, which must be a scalar, only the
+        branch taken advances. That saves the cost of the other, and gives up that a stream equals
+        its clip.
+
+    Shapes:
+      a stream to a stream; both branches give the same shape.
+
+    Raises:
+      ValueError: at construction, if the branches do not share one temporal stride.
+      InputError: if the branches give different shapes, or a predicate neither ``()`` nor ``(B,)``.
+    """
+
+    predicate: Predicate = lambda module, x, train: True
+    advance: str = "always"
+
+    def __init__(
+        self,
+        predicate: Predicate,
+        on_true: CoModule | None = None,
+        on_false: CoModule | None = None,
+        advance: str = "always",
+        *,
+        auto_delay: bool = True,
+        layers: Mapping[str, CoModule] | None = None,
+        order: tuple[str, ...] | None = None,
+        **linen: Any,
+    ):
+        if not callable(predicate):
+            raise ValueError(f"the predicate must be callable, got {predicate!r}")
+        one_of("advance", advance, ("always", "taken"))
+        branches = [on_true, Identity() if on_false is None else on_false]
+        self._construct(
+            **named(branches, layers, order),
+            predicate=predicate,
+            advance=advance,
+            auto_delay=auto_delay,
+            **linen,
+        )
+
+    @property
+    def _line(self) -> DelayLine:
+        return DelayLine.of(max(self.shifts().values()))
+
+    def output_spec(self, x: Any) -> Any:
+        specs = []
+        for name, child in self.children().items():
+            with located(key(name)):
+                specs.append(child.output_spec(x))
+        if specs[0] != specs[1]:
+            raise InputError(f"the branches answer a step differently: {specs[0]} and {specs[1]}")
+        return specs[0]
+
+    @nn.nowrap
+    def _decision_spec(self, x: Spec) -> Spec | None:
+        """The shape of a traced decision on steps of this spec; None where it is static."""
+        found = None
+        for train in (False, True):
+            decided: list[Any] = []
+            jax.eval_shape(lambda x, train=train: decided.append(self._decide(x, train)), x)
+            if not isinstance(decided[0], bool):
+                found = Spec(jnp.shape(decided[0]), jnp.bool_)
+        return found
+
+    @nn.nowrap
+    def _decide(self, x: Any, train: bool) -> bool | Array:
+        choice = self.predicate(self, x, train)
+        if not isinstance(choice, jax.Array):
+            return bool(choice)
+        if choice.shape not in ((), x.shape[:1]) or choice.dtype != jnp.bool_:
+            raise InputError(
+                f"the predicate must return a bool, of shape () or ({x.shape[0]},), got "
+                f"{choice.dtype} {choice.shape}"
+            )
+        if choice.ndim and self.advance == "taken":
+            raise InputError("advance='taken' needs one choice for the batch, got one a row")
+        return choice
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        step = Spec((*x.shape[:2], *x.shape[3:]), x.dtype)
+        if self._decision_spec(step) is None:
+            return self._branch_clip("0" if self._decide(x, train) else "1", x, train)
+        outputs = [self._branch_clip(name, x, train) for name in self.order]
+        lengths = [y.shape[2] for y in outputs]
+        if lengths[0] != lengths[1]:
+            raise InputError(
+                f"under a traced predicate both branches must give clips of one length, got {lengths}"
+            )
+        choices = jax.vmap(lambda x: jnp.asarray(self._decide(x, train)), in_axes=2)(x)
+        leaving = jnp.minimum(jnp.array(self.timing.outputs(x.shape[2])), x.shape[2] - 1)
+        choices = choices[leaving].reshape(lengths[0], -1).T
+        return jnp.where(choices.reshape(-1, 1, lengths[0], *(1,) * (x.ndim - 3)), *outputs)
+
+    @nn.nowrap
+    def _branch_clip(self, name: str, x: Any, train: bool) -> Any:
+        with located(key(name)):
+            return self.layers[name].clip(x, train=train)
+
+    @nn.nowrap
+    def fresh_state(self, x: Any) -> State:
+        states = {}
+        for name, child in self.children().items():
+            with located(key(name)):
+                states[name] = child.fresh_state(x)
+        state = keep(states, self._line.fresh(x))
+        decision = self._decision_spec(x)
+        if decision is not None:
+            state["choice"] = jnp.zeros(decision.shape, decision.dtype)
+        return state
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        line, shifts = self._line, self.shifts()
+        before = state.get("late", {})
+        late = line.push(before, signal)
+        held = {name: line.tap(before, late, signal, shifts[name]) for name in self.order}
+        branches = {name: state.get(key(name), {}) for name in self.order}
+
+        choice = self._decide(signal.clean(), train)
+        if isinstance(choice, bool):
+            taken = "0" if choice else "1"
+            output, branches[taken] = self._branch_step(taken, branches, held, train)
+        else:
+            choice = select(signal.real, choice, state["choice"])
+            if self.advance == "taken":
+                output, branches = self._step_taken(choice, branches, held, train)
+            else:
+                output, branches = self._step_both(choice, branches, held, train)
+        after = keep(branches, late)
+        if "choice" in state:
+            after["choice"] = state["choice"] if isinstance(choice, bool) else choice
+        return output, after
+
+    @nn.nowrap
+    def _branch_step(
+        self, name: str, states: State, held: Mapping[str, Signal], train: bool
+    ) -> tuple[Signal, State]:
+        with located(key(name)):
+            return self.layers[name].step(states[name], held[name], train=train)
+
+    @nn.nowrap
+    def _step_both(
+        self, choice: Array, states: State, held: Mapping[str, Signal], train: bool
+    ) -> tuple[Signal, State]:
+        outputs, after = {}, {}
+        for name in self.order:
+            outputs[name], after[name] = self._branch_step(name, states, held, train)
+        first, second = (outputs[name] for name in self.order)
+        wide = choice.reshape(-1, *(1,) * (first.value.ndim - 1))
+        return first.becomes(jnp.where(wide, first.clean(), second.clean())), after
+
+    @nn.nowrap
+    def _step_taken(
+        self, choice: Array, states: State, held: Mapping[str, Signal], train: bool
+    ) -> tuple[Signal, State]:
+        def take(name: str) -> Callable[..., Any]:
+            def branch(module: Conditional, states: State) -> Any:
+                output, after = module._branch_step(name, states, held, train)
+                frame = (output.value, jnp.asarray(output.valid), jnp.asarray(output.past))
+                return frame, {**states, name: after}
+
+            return branch
+
+        (value, valid, past), after = nn.cond(choice, take("0"), take("1"), self, states)
+        signal = held[self.order[0]]
+        output = Signal(value, valid, 0 if signal.always_real else past, signal.chunked)
+        return output, after

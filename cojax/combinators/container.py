@@ -1,0 +1,71 @@
+"""What modules that hold other modules share."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from cojax.module import CoModule, State
+
+
+class Container(CoModule):
+    """Holds modules by name, in an order.
+
+    A child's variables and state lie under ``layers_<name>``, where ``<name>`` is the part of its
+    torch path: torch ``0.conv.weight`` is ``layers_0/layers_conv/kernel``.
+
+    Attributes:
+      layers: the modules by name.
+      order: their names as they run. (Flax's lifted transforms sort the keys of ``layers``.)
+    """
+
+    layers: Mapping[str, CoModule]
+    order: tuple[str, ...]
+
+    @nn.nowrap
+    def children(self) -> Mapping[str, CoModule]:
+        return {name: self.layers[name] for name in self.order}
+
+
+def named(
+    modules: Sequence[Any], layers: Mapping[str, Any] | None, order: Sequence[str] | None
+) -> dict[str, Any]:
+    """The fields of a :class:`Container` from what its constructor was given.
+
+    Modules come one by one, as a list, or as a mapping of names (``modules``); Flax gives the
+    fields themselves (``layers``, ``order``).
+
+    Raises:
+      TypeError: for anything that is not a CoModule.
+      ValueError: for a name that cannot be part of a path.
+    """
+    if layers is None:
+        if len(modules) == 1 and isinstance(modules[0], Mapping):
+            layers = dict(modules[0])
+        else:
+            if len(modules) == 1 and isinstance(modules[0], list | tuple):
+                (modules,) = modules
+            layers = {str(i): module for i, module in enumerate(modules)}
+    for name, module in layers.items():
+        if not isinstance(module, CoModule):
+            hint = "wrap a function in co.Lambda" if callable(module) else "see cojax.layers"
+            raise TypeError(
+                f"module {name!r} must be a CoModule, got {type(module).__name__}; {hint}"
+            )
+        if not isinstance(name, str) or not name or "." in name or "/" in name:
+            raise ValueError(f"a module's name is part of a path: no '.' or '/', got {name!r}")
+    return {"layers": layers, "order": tuple(layers if order is None else order)}
+
+
+def key(name: str) -> str:
+    """Where a child's variables and state lie."""
+    return f"layers_{name}"
+
+
+def keep(states: Mapping[str, State], late: State | None = None) -> State:
+    """A container's state: its children's by their keys, and the lines that align them.
+
+    What has no state has no entry.
+    """
+    kept = {key(name): state for name, state in states.items() if state}
+    return {**kept, "late": late} if late else kept

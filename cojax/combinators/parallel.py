@@ -1,0 +1,405 @@
+"""Several streams: broadcast, run side by side, dispatched and reduced.
+
+Branches of unequal delay are aligned by themselves: a branch that answers ``n`` steps earlier than
+the slowest is fed ``n`` steps late. Late *input* is always right; a late output is right only
+where the branch's stride divides ``n``.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from cojax.buffers import DelayLine
+from cojax.combinators.container import Container, keep, key, named
+from cojax.module import (
+    CoModule,
+    InputError,
+    Signal,
+    State,
+    TimeLocal,
+    flat_streams,
+    located,
+    map_streams,
+    with_time,
+    without_time,
+)
+from cojax.timing import Timing, in_parallel
+
+Reduction = str | Callable[[Sequence[Array]], Array]
+
+_REDUCTIONS: dict[str, Callable[[Sequence[Array]], Array]] = {
+    "sum": functools.partial(functools.reduce, jnp.add),
+    "mul": functools.partial(functools.reduce, jnp.multiply),
+    "max": functools.partial(functools.reduce, jnp.maximum),
+    "concat": functools.partial(jnp.concatenate, axis=1),
+}
+
+
+class Broadcast(CoModule):
+    """Copies one stream to several.
+
+    Source: ``continual.Broadcast``.
+
+    Attributes:
+      num_streams: the number of copies; where None, a :class:`Sequential` infers it from the
+        :class:`Parallel` behind.
+
+    Shapes:
+      a stream to a tuple of ``num_streams`` of them.
+
+    Raises:
+      InputError: if the number of streams is unknown.
+    """
+
+    num_streams: int | None = None
+
+    @nn.nowrap
+    def _copies(self, x: Any) -> tuple[Any, ...]:
+        if self.num_streams is None:
+            raise InputError(
+                "Broadcast does not know its number of streams; give num_streams, or put a Parallel "
+                "right behind it in a Sequential"
+            )
+        return (x,) * self.num_streams
+
+    def output_spec(self, x: Any) -> Any:
+        return self._copies(x)
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        return self._copies(x)
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        return self._copies(signal), state
+
+
+class ParallelDispatch(CoModule):
+    """Reorders, copies and groups streams.
+
+    ``ParallelDispatch([1, 0])`` swaps two streams, ``[0, 0, 1]`` copies the first, and
+    ``[[0, 1], 2]`` groups the first two into a tuple.
+
+    Source: ``continual.ParallelDispatch``.
+
+    Attributes:
+      dispatch_mapping: for each output the number of an input stream, or a sequence of such.
+
+    Raises:
+      ValueError: at construction, for anything else.
+      InputError: for a stream that there is not.
+    """
+
+    dispatch_mapping: Sequence[Any]
+
+    def __post_init__(self) -> None:
+        self.dispatch_mapping = _checked_mapping(self.dispatch_mapping)
+        super().__post_init__()
+
+    @nn.nowrap
+    def _dispatched(self, streams: Any) -> Any:
+        wanted = max(flat_streams(self.dispatch_mapping))
+        if not isinstance(streams, tuple) or wanted >= len(streams):
+            given = f"{len(streams)} streams" if isinstance(streams, tuple) else "a single stream"
+            raise InputError(f"ParallelDispatch refers to stream {wanted}, but was given {given}")
+        return map_streams(lambda number: streams[number], self.dispatch_mapping)
+
+    def output_spec(self, x: Any) -> Any:
+        return self._dispatched(x)
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        return self._dispatched(x)
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        return self._dispatched(signal), state
+
+
+def _checked_mapping(mapping: Any) -> Any:
+    if isinstance(mapping, int) and mapping >= 0:
+        return mapping
+    if isinstance(mapping, Sequence) and not isinstance(mapping, str) and mapping:
+        return tuple(_checked_mapping(each) for each in mapping)
+    raise ValueError(
+        f"dispatch_mapping is made of sequences of stream numbers from 0 on, got {mapping!r}"
+    )
+
+
+class Reduce(TimeLocal):
+    """Reduces several streams to one.
+
+    Source: ``continual.Reduce``.
+
+    Attributes:
+      reduce: "sum", "mul", "max", "concat" (of channels), or a function of a sequence of clips
+        ``(B, C, T, *S)`` (of length 1 while stepping).
+
+    Shapes:
+      a tuple of streams of broadcastable shapes to a stream.
+
+    Raises:
+      ValueError: at construction, for an unknown reduction.
+      InputError: for a single stream, or streams that cannot be reduced.
+    """
+
+    reduce: Reduction = "sum"
+
+    def __post_init__(self) -> None:
+        reduction(self.reduce)
+        super().__post_init__()
+
+    def output_spec(self, x: Any) -> Any:
+        return reduced_spec(self.reduce, x)
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        return reduced_clip(self.reduce, x)
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        return reduced_signal(self.reduce, signal), state
+
+
+def reduction(reduce: Reduction) -> Callable[[Sequence[Array]], Array]:
+    """The function that a reduction's name stands for."""
+    if callable(reduce):
+        return reduce
+    if reduce not in _REDUCTIONS:
+        choices = ", ".join(map(repr, _REDUCTIONS))
+        raise ValueError(f"reduce must be a function or one of {choices}, got {reduce!r}")
+    return _REDUCTIONS[reduce]
+
+
+def reduced_spec(reduce: Reduction, streams: Any) -> Any:
+    """The spec of the reduction of streams of these specs."""
+    if not isinstance(streams, tuple) or any(isinstance(s, tuple) for s in streams):
+        raise InputError("a reduction takes several streams, none of them grouped; Broadcast first")
+    try:
+        y = jax.eval_shape(lambda *xs: reduction(reduce)(xs), *map(with_time, streams))
+    except (TypeError, ValueError) as error:
+        shapes = ", ".join(str(stream.shape) for stream in streams)
+        raise InputError(f"steps of shapes {shapes} cannot be reduced by {reduce!r}: {error}") from error
+    return without_time(y)
+
+
+def reduced_clip(reduce: Reduction, clips: Sequence[Array]) -> Array:
+    """The reduction of clips of one length (or of length 1, which broadcasts)."""
+    broadcast = set() if reduce == "concat" else {1}
+    if len({clip.shape[2] for clip in clips} - broadcast) > 1:
+        raise InputError(
+            f"the streams to reduce have {[clip.shape[2] for clip in clips]} steps; pad the branches "
+            "alike, or crop with Delay(auto_shrink=...) or residual_shrink"
+        )
+    return reduction(reduce)(clips)
+
+
+def reduced_signal(reduce: Reduction, signals: Sequence[Signal]) -> Signal:
+    """The reduction of frames: valid where all are, past the end where one is."""
+    values = [jnp.expand_dims(signal.clean(), 2) for signal in signals]
+    valid, past = signals[0].valid, signals[0].past
+    for signal in signals[1:]:
+        if signal.valid is not True:
+            valid = signal.valid if valid is True else jnp.logical_and(valid, signal.valid)
+        if not signal.always_real:
+            past = jnp.maximum(past, signal.past)
+    value = jnp.squeeze(reduction(reduce)(values), 2)
+    return Signal(value, valid, past, signals[0].chunked)
+
+
+class _Branches(Container):
+    """Modules side by side, aligned to the slowest."""
+
+    auto_delay: bool = True
+
+    def __post_init__(self) -> None:
+        timings = {name: child.timing for name, child in self.children().items()}
+        if not timings:
+            raise ValueError(f"{type(self).__name__} needs at least one module")
+        in_parallel(timings)
+        delays = {name: timing.delay for name, timing in timings.items()}
+        if not self.auto_delay and len(set(delays.values())) > 1:
+            raise ValueError(
+                f"without auto_delay parallel branches must share one delay, but have {delays}"
+            )
+        super().__post_init__()
+
+    @property
+    def timing(self) -> Timing:
+        return in_parallel({name: child.timing for name, child in self.children().items()})
+
+    @nn.nowrap
+    def shifts(self) -> dict[str, int]:
+        """The steps by which each branch is fed late."""
+        delays = {name: child.timing.delay for name, child in self.children().items()}
+        return {name: max(delays.values()) - delay for name, delay in delays.items()}
+
+
+class Parallel(_Branches):
+    """Runs modules side by side, each on a stream of its own.
+
+    ``Parallel(a, b)``, ``Parallel([a, b])`` or ``Parallel({"first": a, "second": b})``.
+
+    Source: ``continual.Parallel``. (There the alignment of strided branches is wrong.)
+
+    Attributes:
+      auto_delay: whether branches of unequal delay are aligned; otherwise they are refused.
+
+    Shapes:
+      a tuple of streams to a tuple of as many.
+
+    Raises:
+      ValueError: at construction, if the branches do not share one temporal stride.
+      InputError: for another number of streams.
+    """
+
+    def __init__(
+        self,
+        *modules: CoModule | list[CoModule] | Mapping[str, CoModule],
+        auto_delay: bool = True,
+        layers: Mapping[str, CoModule] | None = None,
+        order: tuple[str, ...] | None = None,
+        **linen: Any,
+    ):
+        self._construct(**named(modules, layers, order), auto_delay=auto_delay, **linen)
+
+    @nn.nowrap
+    def _each(self, streams: Any) -> list[tuple[str, CoModule, Any]]:
+        children = self.children()
+        if not isinstance(streams, tuple) or len(streams) != len(children):
+            given = len(streams) if isinstance(streams, tuple) else 1
+            raise InputError(
+                f"Parallel runs {len(children)} streams, got {given}; Broadcast or ParallelDispatch "
+                "them first"
+            )
+        return [(name, child, x) for (name, child), x in zip(children.items(), streams, strict=True)]
+
+    def output_spec(self, x: Any) -> Any:
+        specs = []
+        for name, child, stream in self._each(x):
+            with located(key(name)):
+                specs.append(child.output_spec(stream))
+        return tuple(specs)
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        clips = []
+        for name, child, stream in self._each(x):
+            with located(key(name)):
+                clips.append(child.clip(stream, train=train))
+        return tuple(clips)
+
+    @nn.nowrap
+    def fresh_state(self, x: Any) -> State:
+        shifts, states, late = self.shifts(), {}, {}
+        for name, child, stream in self._each(x):
+            with located(key(name)):
+                states[name] = child.fresh_state(stream)
+            if shifts[name]:
+                # One line for each stream of a branch that takes several.
+                lines = [DelayLine.of(shifts[name]).fresh(spec) for spec in flat_streams(stream)]
+                late[name] = {str(i): line for i, line in enumerate(lines)}
+        return keep(states, late)
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        shifts, states, late, outputs = self.shifts(), {}, {}, []
+        for name, child, stream in self._each(signal):
+            if shifts[name]:
+                stream, late[name] = _held_back(state["late"][name], stream, shifts[name])
+            with located(key(name)):
+                output, states[name] = child.step(state.get(key(name), {}), stream, train=train)
+            outputs.append(output)
+        return tuple(outputs), keep(states, late)
+
+
+def _held_back(state: State, streams: Any, steps: int) -> tuple[Any, State]:
+    """Streams, each held back by a line of its own."""
+    line = DelayLine.of(steps)
+    after = {}
+    numbers = iter(range(len(state)))
+
+    def held(signal: Signal) -> Signal:
+        place = str(next(numbers))
+        after[place] = line.push(state[place], signal)
+        return line.tap(state[place], after[place], signal, steps)
+
+    return map_streams(held, streams), after
+
+
+class BroadcastReduce(_Branches):
+    """Runs modules side by side on one stream and reduces what they answer.
+
+    The same as ``Sequential(Broadcast(), Parallel(...), Reduce(reduce))``, with one ring of inputs
+    that serves all branches.
+
+    Source: ``continual.BroadcastReduce``. (There the alignment of strided branches is wrong.)
+
+    Attributes:
+      reduce: as of :class:`Reduce`.
+      auto_delay: whether branches of unequal delay are aligned; otherwise they are refused.
+
+    Shapes:
+      a stream to a stream.
+
+    Raises:
+      ValueError: at construction, if the branches do not share one temporal stride, or there are
+        fewer than two.
+      InputError: if the outputs of the branches cannot be reduced.
+    """
+
+    reduce: Reduction = "sum"
+
+    def __init__(
+        self,
+        *modules: CoModule | list[CoModule] | Mapping[str, CoModule],
+        reduce: Reduction = "sum",
+        auto_delay: bool = True,
+        layers: Mapping[str, CoModule] | None = None,
+        order: tuple[str, ...] | None = None,
+        **linen: Any,
+    ):
+        fields = named(modules, layers, order)
+        self._construct(**fields, reduce=reduce, auto_delay=auto_delay, **linen)
+
+    def __post_init__(self) -> None:
+        reduction(self.reduce)
+        if len(self.order) < 2:
+            raise ValueError(f"BroadcastReduce needs at least two modules, got {len(self.order)}")
+        super().__post_init__()
+
+    @property
+    def _line(self) -> DelayLine:
+        return DelayLine.of(max(self.shifts().values()))
+
+    def output_spec(self, x: Any) -> Any:
+        if isinstance(x, tuple):
+            raise InputError(f"{type(self).__name__} takes one stream, got {len(x)}; use Parallel")
+        specs = []
+        for name, child in self.children().items():
+            with located(key(name)):
+                specs.append(child.output_spec(x))
+        return reduced_spec(self.reduce, tuple(specs))
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        clips = []
+        for name, child in self.children().items():
+            with located(key(name)):
+                clips.append(child.clip(x, train=train))
+        return reduced_clip(self.reduce, clips)
+
+    @nn.nowrap
+    def fresh_state(self, x: Any) -> State:
+        states = {}
+        for name, child in self.children().items():
+            with located(key(name)):
+                states[name] = child.fresh_state(x)
+        return keep(states, self._line.fresh(x))
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        line, shifts, states, outputs = self._line, self.shifts(), {}, []
+        before = state.get("late", {})
+        after = line.push(before, signal)
+        for name, child in self.children().items():
+            held = line.tap(before, after, signal, shifts[name])
+            with located(key(name)):
+                output, states[name] = child.step(state.get(key(name), {}), held, train=train)
+            outputs.append(output)
+        return reduced_signal(self.reduce, outputs), keep(states, after)

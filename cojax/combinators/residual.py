@@ -1,0 +1,57 @@
+"""Residual connections."""
+
+from cojax.combinators.parallel import BroadcastReduce, Reduction
+from cojax.layers.arguments import one_of
+from cojax.layers.delay import Delay
+from cojax.module import CoModule
+
+
+def Residual(  # noqa: N802 - a module by its name in continual
+    module: CoModule,
+    temporal_fill: str | None = None,
+    reduce: Reduction = "sum",
+    residual_shrink: bool | str = False,
+) -> BroadcastReduce:
+    """Reduces a module's output with its input, delayed so that both meet.
+
+    The input is child "0" and the module child "1" of a :class:`BroadcastReduce`.
+
+    Source: ``continual.Residual``; He et al., 2015, https://arxiv.org/abs/1512.03385.
+
+    Args:
+      module: the module, of temporal stride 1.
+      temporal_fill: accepted for compatibility: no frame of the delayed input is ever filled in.
+      reduce: as of :class:`Reduce`.
+      residual_shrink: how the input is cropped where the module shrinks a clip (by ``c`` steps):
+        True or "centered" (c/2 off both ends), "lagging" (c off the back), "leading" (c off the
+        front, so that an output meets the newest step). Has no effect where the module does not.
+
+    Raises:
+      ValueError: if the module has a temporal stride; if it shrinks a clip and ``residual_shrink``
+        is False, or "centered" while the shrinkage is odd; if it makes a clip longer.
+    """
+    one_of("temporal_fill", temporal_fill, (None, "zeros", "replicate"))
+    one_of("residual_shrink", residual_shrink, (False, True, "centered", "lagging", "leading"))
+    timing = module.timing
+    shrinks_by = timing.delay - timing.end
+    if timing.stride != 1:
+        raise ValueError(
+            f"parallel branches must share one temporal stride, but the residual's is 1 and that of "
+            f"{type(module).__name__} is {timing.stride}; use BroadcastReduce with a strided branch"
+        )
+    if shrinks_by < 0:
+        raise ValueError(f"{type(module).__name__} makes a clip {-shrinks_by} steps longer")
+    if shrinks_by and not residual_shrink:
+        raise ValueError(
+            f"{type(module).__name__} makes a clip {shrinks_by} steps shorter; pad it, or crop the "
+            "residual with residual_shrink='centered', 'lagging' or 'leading'"
+        )
+    if shrinks_by % 2 and residual_shrink in (True, "centered"):
+        raise ValueError(
+            f"{type(module).__name__} makes a clip {shrinks_by} steps shorter, which is odd, so the "
+            "residual cannot be cropped alike at both ends; use 'lagging' or 'leading'"
+        )
+    front = {"lagging": 0, "leading": shrinks_by}.get(str(residual_shrink), shrinks_by // 2)
+    crop = (front, shrinks_by - front) if shrinks_by else False
+    residual = Delay(timing.delay - front if shrinks_by else timing.delay, auto_shrink=crop)
+    return BroadcastReduce(residual, module, reduce=reduce)

@@ -1,0 +1,77 @@
+"""Modules one behind another."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from cojax.combinators.container import Container, keep, key, named
+from cojax.combinators.parallel import Broadcast, Parallel
+from cojax.module import CoModule, State, located
+from cojax.timing import Timing, in_sequence
+
+
+class Sequential(Container):
+    """Runs modules one behind another.
+
+    ``Sequential(a, b)``, ``Sequential([a, b])`` or ``Sequential({"first": a, "second": b})``. A
+    :class:`Broadcast` without a number of streams takes that of the :class:`Parallel` behind it.
+
+    Source: ``torch.nn.Sequential``, ``continual.Sequential``.
+
+    Raises:
+      TypeError: at construction, for anything that is not a CoModule.
+    """
+
+    def __init__(
+        self,
+        *modules: CoModule | list[CoModule] | Mapping[str, CoModule],
+        layers: Mapping[str, CoModule] | None = None,
+        order: tuple[str, ...] | None = None,
+        **linen: Any,
+    ):
+        fields = named(modules, layers, order)
+        run, names = dict(fields["layers"]), fields["order"]
+        for name, following in zip(names, names[1:], strict=False):
+            module, behind = run[name], run[following]
+            if isinstance(module, Broadcast) and module.num_streams is None:
+                if isinstance(behind, Parallel):
+                    run[name] = Broadcast(len(behind.order))
+        self._construct(layers=run, order=names, **linen)
+
+    @property
+    def timing(self) -> Timing:
+        return in_sequence([child.timing for child in self.children().values()])
+
+    @nn.nowrap
+    def append(self, module: CoModule) -> "Sequential":
+        """A new network with the module behind the others, named by its place."""
+        return Sequential({**self.children(), str(len(self.order)): module})
+
+    def output_spec(self, x: Any) -> Any:
+        for name, child in self.children().items():
+            with located(key(name)):
+                x = child.output_spec(x)
+        return x
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        for name, child in self.children().items():
+            with located(key(name)):
+                x = child.clip(x, train=train)
+        return x
+
+    @nn.nowrap
+    def fresh_state(self, x: Any) -> State:
+        states = {}
+        for name, child in self.children().items():
+            with located(key(name)):
+                states[name] = child.fresh_state(x)
+                x = child.output_spec(x)
+        return keep(states)
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        states = {}
+        for name, child in self.children().items():
+            with located(key(name)):
+                signal, states[name] = child.step(state.get(key(name), {}), signal, train=train)
+        return signal, keep(states)

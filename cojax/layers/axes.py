@@ -1,0 +1,23 @@
+"""Axes, counted as in a clip ``(B, C, T, *S)`` in every mode."""
+
+from cojax.module import CoModule, InputError
+
+TIME = 2
+
+
+def non_temporal(axis: int, rank: int, name: str, module: CoModule) -> int:
+    """The axis of a clip of this rank, counted from the front.
+
+    Raises:
+      InputError: if there is no such axis, or it is time.
+    """
+    if not -rank <= axis < rank:
+        raise InputError(f"{name}={axis} is no axis of a clip with {rank} axes")
+    axis %= rank
+    if axis == TIME:
+        raise InputError(
+            f"{name} of {type(module).__name__} is the time axis of a clip with {rank} axes "
+            "(batch, channel, time, *space), of which a step has but one entry; "
+            f"name another axis, e.g. {name}=1 for the channels"
+        )
+    return axis

@@ -1,0 +1,131 @@
+"""Functions, and the constants among them, as modules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from cojax.module import InputError, Signal, Spec, State, TimeLocal, with_time, without_time
+
+Function = Callable[[Array], Array]
+
+_UNSET = object()
+
+
+class Lambda(TimeLocal):
+    """Wraps a function of arrays that is local in time.
+
+    Source: ``continual.Lambda``.
+
+    Attributes:
+      fn: the function, of a step ``(B, C, *S)``.
+      forward_only_fn: what ``forward`` calls instead, with the whole clip ``(B, C, T, *S)``.
+      forward_step_only_fn: what ``forward_step`` calls instead, with a step ``(B, C, *S)``.
+      forward_steps_only_fn: what ``forward_steps`` calls instead, with each step as a clip of
+        length 1: a stream may be cut into chunks anywhere.
+      takes_time: whether ``fn`` takes clips ``(B, C, T, *S)`` (of length 1 while stepping).
+
+    Raises:
+      ValueError: at construction, unless there is a function for every mode.
+      InputError: if the function fails on the step it is given.
+    """
+
+    fn: Function | None = None
+    forward_only_fn: Function | None = None
+    forward_step_only_fn: Function | None = None
+    forward_steps_only_fn: Function | None = None
+    takes_time: bool = False
+
+    def __post_init__(self) -> None:
+        by_mode = (self.forward_only_fn, self.forward_step_only_fn, self.forward_steps_only_fn)
+        if self.fn is None and None in by_mode:
+            raise ValueError(
+                "Lambda needs fn, or all of forward_only_fn, forward_step_only_fn and "
+                "forward_steps_only_fn"
+            )
+        for fn in (self.fn, *by_mode):
+            if fn is not None and not callable(fn):
+                raise ValueError(f"Lambda wraps functions, got {fn!r}")
+        super().__post_init__()
+
+    def output_spec(self, x: Spec) -> Spec:
+        try:
+            y = jax.eval_shape(lambda x: self._clip(x), with_time(x))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"the function failed on a step of shape {x.shape}: {error}") from error
+        return without_time(y)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return self._clip(x)
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        x = signal.clean()
+        if signal.chunked and self.forward_steps_only_fn is not None:
+            y = jnp.squeeze(self.forward_steps_only_fn(jnp.expand_dims(x, 2)), 2)
+        elif not signal.chunked and self.forward_step_only_fn is not None:
+            y = self.forward_step_only_fn(x)
+        elif self.fn is None:
+            y = jnp.squeeze(self.forward_only_fn(jnp.expand_dims(x, 2)), 2)
+        elif self.takes_time:
+            y = jnp.squeeze(self.fn(jnp.expand_dims(x, 2)), 2)
+        else:
+            y = self.fn(x)
+        return signal.becomes(y), state
+
+    def _clip(self, x: Array) -> Array:
+        if self.forward_only_fn is not None:
+            return self.forward_only_fn(x)
+        if self.takes_time:
+            return self.fn(x)
+        return jax.vmap(self.fn, in_axes=2, out_axes=2)(x)
+
+
+class Identity(TimeLocal):
+    """Returns its input. Source: ``torch.nn.Identity``; arguments are ignored, as there."""
+
+    def __init__(self, *_: Any, parent: Any = _UNSET, name: str | None = None, **__: Any):
+        linen = {} if parent is _UNSET else {"parent": parent}
+        self._construct(name=name, **linen)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return x
+
+
+class Add(TimeLocal):
+    """Adds a constant, a number or an array that broadcasts against clips. Source: ``continual.Add``."""
+
+    constant: ArrayLike
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return x + jnp.asarray(self.constant, x.dtype)
+
+
+class Multiply(TimeLocal):
+    """Multiplies by a constant, as :class:`Add`. Source: ``continual.Multiply``."""
+
+    factor: ArrayLike
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return x * jnp.asarray(self.factor, x.dtype)
+
+
+class Constant(TimeLocal):
+    """Returns the constant in the shape of its input. Source: ``continual.Constant``."""
+
+    constant: ArrayLike
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return jnp.broadcast_to(jnp.asarray(self.constant, x.dtype), x.shape)
+
+
+def Zero() -> Constant:  # noqa: N802 - a module by its name in continual
+    """Zeros in the shape of the input. Source: ``continual.Zero``."""
+    return Constant(0)
+
+
+def One() -> Constant:  # noqa: N802 - a module by its name in continual
+    """Ones in the shape of the input. Source: ``continual.One``."""
+    return Constant(1)

@@ -1,0 +1,187 @@
+"""Continual convolutions over one temporal and up to two spatial axes."""
+
+import math
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from cojax.buffers import Counter, shift
+from cojax.layers.arguments import IntOrTuple, one_of, per_axis
+from cojax.layers.initializers import Initializer, fan_in_uniform
+from cojax.module import (
+    CoModule,
+    InputError,
+    Signal,
+    Spec,
+    State,
+    require_step,
+)
+from cojax.ops.convolution import convolve_clip, convolve_window, pad_space
+from cojax.timing import Timing, windowed
+
+
+class _Conv(CoModule):
+    """Convolution over ``(B, C, T, *S)``; a step keeps a window of the last inputs.
+
+    Source: ``torch.nn.Conv{1,2,3}d``, and Hedegaard and Iosifidis, "Continual 3D Convolutional
+    Neural Networks for Real-time Processing of Videos", ECCV 2022, https://arxiv.org/abs/2106.00050.
+
+    Attributes:
+      in_channels, out_channels: channels of the input and of the output.
+      kernel_size, stride, padding, dilation: an int, or one for each axis, time first.
+      groups: blocks of channels convolved apart.
+      bias: whether a bias is added.
+      padding_mode: how space is padded: "zeros", "reflect", "replicate" or "circular". Time is
+        padded with zeros by ``forward``.
+      temporal_fill: what a stream starts and ends with: "zeros", or "replicate", the first and the
+        last frame. With "replicate" a stream equals a ``forward`` over replicate-padded time.
+      kernel_init, bias_init: initializers; torch's by default.
+      param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
+
+    Shapes:
+      clip ``(B, in_channels, T, *S)`` to ``(B, out_channels, T', *S')``; step ``(B, in_channels,
+      *S)`` to ``(B, out_channels, *S')``; state ``window`` ``(B, receptive_field - 1, *S,
+      in_channels)`` and, where it has a delay or a stride, ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, for arguments that do not go together.
+      InputError: for an input of another rank, channel count or a dtype that is not floating.
+    """
+
+    space: ClassVar[int]
+
+    in_channels: int
+    out_channels: int
+    kernel_size: IntOrTuple
+    stride: IntOrTuple = 1
+    padding: IntOrTuple = 0
+    dilation: IntOrTuple = 1
+    groups: int = 1
+    bias: bool = True
+    padding_mode: str = "zeros"
+    temporal_fill: str = "zeros"
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        axes = 1 + self.space
+        self.kernel_size = per_axis("kernel_size", self.kernel_size, axes, minimum=1)
+        self.stride = per_axis("stride", self.stride, axes, minimum=1)
+        self.padding = per_axis("padding", self.padding, axes)
+        self.dilation = per_axis("dilation", self.dilation, axes, minimum=1)
+        for name in ("in_channels", "out_channels"):
+            channels = getattr(self, name)
+            if channels < 1 or channels % self.groups:
+                raise ValueError(f"{name}={channels} must be a positive multiple of {self.groups=}")
+        one_of("padding_mode", self.padding_mode, ("zeros", "reflect", "replicate", "circular"))
+        one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
+        if self.padding_mode != "zeros" and not self.space and any(self.padding):
+            raise ValueError(
+                f"{self.padding_mode=} concerns the spatial axes, of which Conv1d has none; "
+                "a stream's start and end are filled by temporal_fill"
+            )
+        windowed(self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0])
+        super().__post_init__()
+
+    @property
+    def timing(self) -> Timing:
+        return windowed(self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0])
+
+    @property
+    def _counter(self) -> Counter:
+        first = 1 if self.temporal_fill == "replicate" and self.timing.receptive_field > 1 else 0
+        return Counter.for_timing(self.timing, exact=first)
+
+    def setup(self) -> None:
+        per_group = self.in_channels // self.groups
+        uniform = fan_in_uniform(per_group * math.prod(self.kernel_size))
+        self.kernel = self.param(
+            "kernel",
+            self.kernel_init or uniform,
+            (*self.kernel_size, per_group, self.out_channels),
+            self.param_dtype,
+        )
+        if self.bias:
+            self.offset = self.param(
+                "bias", self.bias_init or uniform, (self.out_channels,), self.param_dtype
+            )
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, self.space, self.in_channels)
+        lengths = [
+            (n + 2 * p - d * (k - 1) - 1) // s + 1
+            for n, p, d, k, s in zip(
+                x.shape[2:],
+                self.padding[1:],
+                self.dilation[1:],
+                self.kernel_size[1:],
+                self.stride[1:],
+                strict=True,
+            )
+        ]
+        if min(lengths, default=1) < 1:
+            raise InputError(
+                f"a kernel of {self.kernel_size[1:]} does not fit into the spatial axes of {x.shape} "
+                f"with a padding of {self.padding[1:]}"
+            )
+        return Spec((x.shape[0], self.out_channels, *lengths), x.dtype)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        if self.timing.n_out(x.shape[2]) < 1:
+            raise InputError(self._too_short(x.shape[2]))
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x = pad_space(x, padding[1:], self.padding_mode, first_axis=3)
+            padding = (padding[0], *(0 for _ in padding[1:]))
+        kernel = self.kernel.astype(x.dtype)
+        y = convolve_clip(x, kernel, self.stride, padding, self.dilation, self.groups)
+        return self._biased(y, channel_axis=1)
+
+    def fresh_state(self, x: Spec) -> State:
+        memory = self.timing.receptive_field - 1
+        if not memory:
+            return self._counter.fresh()
+        window = jnp.zeros((x.shape[0], memory, *x.shape[2:], x.shape[1]), x.dtype)
+        return {"window": window, **self._counter.fresh()}
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        x = jnp.moveaxis(signal.clean(), 1, -1)
+        after = self._counter.advance(state, signal.valid)
+        if self.timing.receptive_field > 1:
+            window = state["window"]
+            if self.temporal_fill == "replicate":
+                window = jnp.where(self._counter.of(state) == 0, x[:, None], window)
+                if not signal.always_real:
+                    x = jnp.where(signal.past > 0, window[:, -1], x)
+            window, after["window"] = shift(window, x, signal.valid)
+        else:
+            window = x[:, None]
+        window = pad_space(window[:, :: self.dilation[0]], self.padding[1:], self.padding_mode, 2)
+        kernel = self.kernel.astype(x.dtype)
+        y = convolve_window(window, kernel, self.stride[1:], self.dilation[1:], self.groups)
+        y = jnp.moveaxis(self._biased(y, channel_axis=-1), -1, 1)
+        return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
+
+    def _biased(self, y: Array, channel_axis: int) -> Array:
+        if not self.bias:
+            return y
+        bias = self.offset.astype(y.dtype)
+        return y + (bias if channel_axis == -1 else bias.reshape(-1, *(1,) * (y.ndim - 2)))
+
+
+class Conv1d(_Conv):
+    __doc__ = _Conv.__doc__
+    space = 0
+
+
+class Conv2d(_Conv):
+    __doc__ = _Conv.__doc__
+    space = 1
+
+
+class Conv3d(_Conv):
+    __doc__ = _Conv.__doc__
+    space = 2

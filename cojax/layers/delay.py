@@ -1,0 +1,147 @@
+"""Layers that hold steps back or leave them out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import Array
+
+from cojax.buffers import DelayLine
+from cojax.layers.arguments import one_of
+from cojax.module import CoModule, InputError, Signal, Spec, State
+from cojax.timing import Timing
+
+
+class _Held(CoModule):
+    """Holds a stream back by ``_held`` steps and crops what its clip has in front and behind."""
+
+    @property
+    def _held(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def _crop(self) -> tuple[int, int]:
+        raise NotImplementedError
+
+    @property
+    def timing(self) -> Timing:
+        front, back = self._crop
+        return Timing(padding=-front, end=self._held - back, delay=self._held + front)
+
+    @property
+    def _line(self) -> DelayLine:
+        return DelayLine.of(self._held, self.timing)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        front, back = self._crop
+        if self.timing.n_out(x.shape[2]) < 1:
+            raise InputError(self._too_short(x.shape[2]))
+        return x[:, :, front : x.shape[2] - back]
+
+    def fresh_state(self, x: Spec) -> State:
+        return self._line.fresh(x)
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        line = self._line
+        after = line.push(state, signal)
+        held = line.tap(state, after, signal, self._held)
+        emits = line.counter.emits(state, self.timing)
+        return signal.leaves(held.value, emits, self.timing), after
+
+
+class Delay(_Held):
+    """Holds a stream back by a number of steps; ``forward`` leaves a clip as it is.
+
+    With ``auto_shrink``, ``forward`` crops the clip as a residual beside a module that shrinks it
+    must, and the stream leaves out the same steps.
+
+    Source: ``continual.Delay``. (There a centered delay declares less delay than it has.)
+
+    Attributes:
+      steps: the steps that a frame is held back (``delay``, to the constructor).
+      temporal_fill: accepted for compatibility: no frame that a delay emits is ever filled in.
+      auto_shrink: False; True or "centered" (``steps`` off both ends); "lagging" (off the
+        back); or the steps to crop in front and behind.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` to ``(B, C, T - front - back, *S)``; step ``(B, C, *S)`` to the same;
+      state ``ring`` ``(B, steps + 1, C, *S)`` and ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, for a negative delay or a back crop longer than it.
+    """
+
+    steps: int
+    temporal_fill: str = "zeros"
+    auto_shrink: bool | str | tuple[int, int] = False
+
+    def __init__(
+        self,
+        delay: int | None = None,
+        temporal_fill: str = "zeros",
+        auto_shrink: bool | str | Sequence[int] = False,
+        *,
+        steps: int | None = None,
+        **linen: Any,
+    ):
+        # The field cannot be called delay: that is when the first output leaves.
+        steps = delay if steps is None else steps
+        shrink = auto_shrink if isinstance(auto_shrink, bool | str) else tuple(auto_shrink)
+        self._construct(steps=steps, temporal_fill=temporal_fill, auto_shrink=shrink, **linen)
+
+    def __post_init__(self) -> None:
+        one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
+        if not isinstance(self.steps, int) or self.steps < 0:
+            raise ValueError(f"Delay takes a number of steps, none negative, got {self.steps!r}")
+        if not isinstance(self.auto_shrink, tuple):
+            one_of("auto_shrink", self.auto_shrink, (True, False, "centered", "lagging"))
+        front, back = self._crop
+        if front < 0 or not 0 <= back <= self.steps:
+            raise ValueError(
+                f"the crops of {self.auto_shrink=} must not be negative, and no more can be cropped "
+                f"behind than the {self.steps} steps that are held back"
+            )
+        super().__post_init__()
+
+    @property
+    def _held(self) -> int:
+        return self.steps
+
+    @property
+    def _crop(self) -> tuple[int, int]:
+        if isinstance(self.auto_shrink, tuple):
+            return self.auto_shrink
+        if self.auto_shrink == "lagging":
+            return 0, self.steps
+        return (self.steps, self.steps) if self.auto_shrink else (0, 0)
+
+
+class Skip(_Held):
+    """Leaves out the first steps of a clip and of a stream.
+
+    Source: ``continual.Skip``.
+
+    Attributes:
+      steps: the number of steps left out.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` to ``(B, C, T - steps, *S)``; step ``(B, C, *S)`` to the same; state
+      ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, unless ``steps`` is positive.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"{self.steps=} must be positive")
+        super().__post_init__()
+
+    @property
+    def _held(self) -> int:
+        return 0
+
+    @property
+    def _crop(self) -> tuple[int, int]:
+        return self.steps, 0

@@ -1,0 +1,68 @@
+"""Linear maps of one axis."""
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from cojax.layers.axes import non_temporal
+from cojax.layers.initializers import Initializer, fan_in_uniform
+from cojax.module import InputError, Spec, TimeLocal, require_floating
+
+
+class Linear(TimeLocal):
+    """Maps one axis linearly: ``y = x W + b``.
+
+    Source: ``torch.nn.Linear``; ``channel_dim`` is that of ``continual``.
+
+    Attributes:
+      in_features, out_features: the length of the axis before and after.
+      bias: whether a bias is added.
+      channel_dim: the axis, counted in the clip ``(B, C, T, *S)`` in every mode. It cannot be time.
+        The default is the last, so a network of 1-d clips needs ``channel_dim=1``.
+      kernel_init, bias_init: initializers; torch's by default.
+      param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, with ``in_features`` replaced by
+      ``out_features`` in one axis.
+
+    Raises:
+      InputError: for an axis of another length, the time axis, or a dtype that is not floating.
+    """
+
+    in_features: int
+    out_features: int
+    bias: bool = True
+    channel_dim: int = -1
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        uniform = fan_in_uniform(self.in_features)
+        shape = (self.in_features, self.out_features)
+        self.kernel = self.param(
+            "kernel", self.kernel_init or uniform, shape, self.param_dtype
+        )
+        if self.bias:
+            self.offset = self.param(
+                "bias", self.bias_init or uniform, (self.out_features,), self.param_dtype
+            )
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_floating(x, self)
+        axis = non_temporal(self.channel_dim, len(x.shape) + 1, "channel_dim", self)
+        axis -= axis > 2
+        if x.shape[axis] != self.in_features:
+            raise InputError(
+                f"Linear expects {self.in_features} features along channel_dim={self.channel_dim} "
+                f"of the clip, got {x.shape[axis]} in a step of shape {x.shape}"
+            )
+        return Spec((*x.shape[:axis], self.out_features, *x.shape[axis + 1 :]), x.dtype)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        x = jnp.swapaxes(x, self.channel_dim, -1)
+        y = x @ self.kernel.astype(x.dtype)
+        if self.bias:
+            y = y + self.offset.astype(x.dtype)
+        return jnp.swapaxes(y, self.channel_dim, -1)

@@ -1,0 +1,379 @@
+"""Continual pooling: space is pooled frame by frame, time over a ring of pooled frames."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import jax.numpy as jnp
+from jax import Array
+
+from cojax.buffers import Counter, read, ring, write
+from cojax.layers.arguments import IntOrTuple, one_of, per_axis
+from cojax.module import CoModule, InputError, Signal, Spec, State, require_step
+from cojax.ops.pooling import Axis, adaptive, max_axes, mean_divisor, sum_axes
+from cojax.timing import Timing, windowed
+
+
+class _TemporalPool(CoModule):
+    """What all pools share: a step pools its frame in space and then the ring in time.
+
+    Subclasses say how time is windowed (``_time``) and how a frame is pooled (``_pool_space``).
+    No running sum is kept: one huge value would spoil it for ever.
+    """
+
+    space: ClassVar[int]
+    maximum: ClassVar[bool]
+    if TYPE_CHECKING:  # A field of the subclasses, in their order of arguments.
+        temporal_fill: str
+
+    @property
+    def _time(self) -> Axis:
+        raise NotImplementedError
+
+    def _pool_space(self, x: Array, first: int) -> Array:
+        """Pools the spatial axes of ``x``, which begin at ``first``."""
+        raise NotImplementedError
+
+    @property
+    def timing(self) -> Timing:
+        time = self._time
+        return windowed(time.kernel_size, time.stride, time.padding, time.dilation, time.ceil_mode)
+
+    @property
+    def _counter(self) -> Counter:
+        slots = self.timing.receptive_field
+        exact = slots if self._counts_frames or self._replicates else 0
+        return Counter.for_timing(self.timing, exact, slots)
+
+    @property
+    def _replicates(self) -> bool:
+        return self.temporal_fill == "replicate" and self.timing.receptive_field > 1
+
+    @property
+    def _counts_frames(self) -> bool:
+        """Whether the divisor depends on how many frames the window holds."""
+        return False
+
+    def fresh_state(self, x: Spec) -> State:
+        slots = self.timing.receptive_field
+        if slots == 1:
+            return self._counter.fresh()
+        fill = -jnp.inf if self.maximum else 0
+        return {"ring": ring(self.output_spec(x), slots, fill), **self._counter.fresh()}
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        frame = self._pool_space(signal.clean(-jnp.inf if self.maximum else 0), first=2)
+        after = self._counter.advance(state, signal.valid)
+        slots = self.timing.receptive_field
+        count = self._counter.of(state)
+        if slots == 1:
+            frames = frame[:, None]
+        else:
+            frames = state["ring"]
+            if self._replicates:
+                frames = jnp.where((count == 0) & signal.valid, frame[:, None], frames)
+                if not signal.always_real:
+                    newest = read(frames, (count - 1) % slots)
+                    frame = jnp.where(signal.past > 0, newest, frame)
+            frames = after["ring"] = write(frames, frame, count % slots, signal.valid)
+            time = self._time
+            if time.dilation > 1:
+                taps = (count - time.dilation * jnp.arange(time.kernel_size)) % slots
+                frames = jnp.take(frames, taps, axis=1)
+        pooled = self._pool_time(frames, count, signal.past)
+        emits = self._counter.emits(state, self.timing)
+        return signal.leaves(pooled, emits, self.timing), after
+
+    def _pool_time(self, frames: Array, count: Array | int, past: Array | int) -> Array:
+        """Pools ``(B, kernel_size, ...)`` over the frames of the window."""
+        if self.maximum:
+            return jnp.max(frames, axis=1)
+        divisor = jnp.maximum(self._divisor(count, past), 1)
+        return (jnp.sum(frames, axis=1) / divisor).astype(frames.dtype)
+
+    def _divisor(self, count: Array | int, past: Array | int) -> Array | int:
+        return self._time.kernel_size
+
+
+class _Pool(_TemporalPool):
+    """The arguments that average and maximum pools share."""
+
+    kernel_size: IntOrTuple
+    stride: IntOrTuple | None = None
+    padding: IntOrTuple = 0
+
+    def __post_init__(self) -> None:
+        axes = 1 + self.space
+        self.kernel_size = per_axis("kernel_size", self.kernel_size, axes, minimum=1)
+        stride = self.kernel_size if self.stride is None else self.stride
+        self.stride = per_axis("stride", stride, axes, minimum=1)
+        self.padding = per_axis("padding", self.padding, axes)
+        self.dilation = per_axis("dilation", self.dilation, axes, minimum=1)
+        one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
+        for padding, axis in zip(self.padding, self._axes, strict=True):
+            if padding > axis.extent // 2:
+                raise ValueError(
+                    f"{self.padding=} must be at most half of the (dilated) {self.kernel_size=}"
+                )
+        super().__post_init__()
+
+    @property
+    def _axes(self) -> list[Axis]:
+        shared = zip(self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        return [Axis(*each, self.ceil_mode) for each in shared]
+
+    @property
+    def _time(self) -> Axis:
+        return self._axes[0]
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, self.space)
+        pools = zip(x.shape[2:], self._axes[1:], strict=True)
+        lengths = [axis.length(size) for size, axis in pools]
+        if min(lengths, default=1) < 1:
+            raise InputError(
+                f"a window of {self.kernel_size[1:]} does not fit into the spatial axes of {x.shape} "
+                f"with a padding of {self.padding[1:]}"
+            )
+        return Spec((*x.shape[:2], *lengths), x.dtype)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        if self.timing.n_out(x.shape[2]) < 1:
+            raise InputError(self._too_short(x.shape[2]))
+        return self._clip_time(self._pool_space(x, first=3))
+
+    def _clip_time(self, x: Array) -> Array:
+        raise NotImplementedError
+
+
+class _MaxPool(_Pool):
+    """Maximum pooling over ``(B, C, T, *S)``, padded with minus infinity.
+
+    Source: ``torch.nn.MaxPool{1,2,3}d``.
+
+    Attributes:
+      kernel_size, stride, padding, dilation: an int, or one for each axis, time first. The stride
+        defaults to the kernel size.
+      ceil_mode: whether a last window may reach past the end.
+      temporal_fill: what a stream starts and ends with: "zeros" stands for torch's padding (minus
+        infinity, in a maximum), "replicate" for the first and the last frame.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` to ``(B, C, T', *S')``; step ``(B, C, *S)`` to ``(B, C, *S')``; state
+      ``ring`` ``(B, receptive_field, C, *S')`` and ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, for arguments that do not go together.
+      InputError: for an input of another rank, or a dtype that is not floating.
+    """
+
+    maximum = True
+
+    dilation: IntOrTuple = 1
+    ceil_mode: bool = False
+    temporal_fill: str = "zeros"
+
+    def _pool_space(self, x: Array, first: int) -> Array:
+        return max_axes(x, self._axes[1:], first)
+
+    def _clip_time(self, x: Array) -> Array:
+        return max_axes(x, self._axes[:1], first=2)
+
+
+class _AvgPool(_Pool):
+    """Average pooling over ``(B, C, T, *S)``.
+
+    Source: ``torch.nn.AvgPool{1,2,3}d``; ``dilation`` (of time) is that of ``continual``.
+
+    Attributes:
+      kernel_size, stride, padding: an int, or one for each axis, time first. The stride defaults
+        to the kernel size.
+      ceil_mode: whether a last window may reach past the end.
+      count_include_pad: whether padding counts in the average.
+      divisor_override: what sums are divided by, instead of the size of the window.
+      dilation: the steps between the frames of a window; only time may be dilated.
+      temporal_fill: what a stream starts and ends with: "zeros", or "replicate", the first and the
+        last frame.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` to ``(B, C, T', *S')``; step ``(B, C, *S)`` to ``(B, C, *S')``; state
+      ``ring`` ``(B, receptive_field, C, *S')`` and ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, for arguments that do not go together.
+      InputError: for an input of another rank, or a dtype that is not floating.
+    """
+
+    maximum = False
+
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+    dilation: IntOrTuple = 1
+    temporal_fill: str = "zeros"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.dilation, int):
+            self.dilation = (self.dilation, *(1,) * self.space)
+        if any(d != 1 for d in self.dilation[1:]):
+            raise ValueError(f"an average pool dilates time alone, got {self.dilation=}")
+        super().__post_init__()
+
+    @property
+    def _counts_frames(self) -> bool:
+        return self._time.padding > 0 and not self.count_include_pad
+
+    def _pool_space(self, x: Array, first: int) -> Array:
+        axes = self._axes[1:]
+        total = sum_axes(x, axes, first)
+        if self.divisor_override is not None or not axes:
+            return total
+        divisor = mean_divisor(x.shape[first:], axes, self.count_include_pad)
+        return total / jnp.asarray(divisor, x.dtype)
+
+    def _clip_time(self, x: Array) -> Array:
+        total = sum_axes(x, self._axes[:1], first=2)
+        if self.divisor_override is not None:
+            return total / self.divisor_override
+        divisor = mean_divisor(x.shape[2:3], self._axes[:1], self.count_include_pad)
+        return total / jnp.asarray(divisor, x.dtype).reshape(-1, *(1,) * self.space)
+
+    def _divisor(self, count: Array | int, past: Array | int) -> Array | int:
+        """The frames that the window at ``count`` averages over.
+
+        Of its taps ``0, d, 2d, ...`` steps back, those before the stream and those past its end
+        may not count.
+        """
+        size, dilation = self._time.kernel_size, self._time.dilation
+        if self.divisor_override is not None:
+            return self.divisor_override
+        if self.temporal_fill == "replicate":
+            return size
+        if self.count_include_pad:
+            counted = 0 if not self._time.ceil_mode else past - self._time.padding
+            return size - _taps_within(counted, dilation, size)
+        started = jnp.minimum(count // dilation + 1, size) if self._counts_frames else size
+        return started - _taps_within(past, dilation, size)
+
+
+def _taps_within(steps: Array | int, dilation: int, taps: int) -> Array | int:
+    """How many of the taps ``0, dilation, ...`` back lie within the last ``steps`` steps."""
+    if isinstance(steps, int):
+        return min(max(0, -(-steps // dilation)), taps)
+    return jnp.clip(-(-steps // dilation), 0, taps)
+
+
+class AvgPool1d(_AvgPool):
+    __doc__ = _AvgPool.__doc__
+    space = 0
+
+
+class AvgPool2d(_AvgPool):
+    __doc__ = _AvgPool.__doc__
+    space = 1
+
+
+class AvgPool3d(_AvgPool):
+    __doc__ = _AvgPool.__doc__
+    space = 2
+
+
+class MaxPool1d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    space = 0
+
+
+class MaxPool2d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    space = 1
+
+
+class MaxPool3d(_MaxPool):
+    __doc__ = _MaxPool.__doc__
+    space = 2
+
+
+class _AdaptivePool(_TemporalPool):
+    """Adaptive pooling: ``forward`` pools the whole clip, a step its last ``kernel_size`` steps.
+
+    The two agree for clips of ``receptive_field`` steps (with a stride of 1 and no padding).
+
+    Source: ``torch.nn.Adaptive{Avg,Max}Pool{2,3}d``; ``kernel_size`` is that of ``continual``.
+
+    Attributes:
+      output_size: an int or one for each axis, time first; time must be pooled to 1. None keeps an
+        axis.
+      kernel_size: the steps that a step pools over.
+      stride, padding, dilation: of time, while stepping.
+      temporal_fill: what a stream starts and ends with: "zeros" (minus infinity in a maximum), or
+        "replicate", the first and the last frame.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` to ``(B, C, 1, *output_size[1:])``; step ``(B, C, *S)`` to ``(B, C,
+      *output_size[1:])``; state ``ring`` ``(B, receptive_field, C, *output_size[1:])`` and
+      ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, for arguments that do not go together.
+      InputError: for an input of another rank, or a dtype that is not floating.
+    """
+
+    output_size: int | tuple[int | None, ...]
+    kernel_size: int
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    temporal_fill: str = "zeros"
+
+    def __post_init__(self) -> None:
+        axes = 1 + self.space
+        size = self.output_size
+        self.output_size = (size,) * axes if isinstance(size, int) else tuple(size)
+        if len(self.output_size) != axes or self.output_size[0] != 1:
+            raise ValueError(
+                f"output_size must have {axes} entries, the first (time) 1, got {self.output_size}"
+            )
+        one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
+        self.kernel_size = per_axis("kernel_size", self.kernel_size, 1, minimum=1)
+        self.stride = per_axis("stride", self.stride, 1, minimum=1)
+        self.padding = per_axis("padding", self.padding, 1)
+        self.dilation = per_axis("dilation", self.dilation, 1, minimum=1)
+        windowed(self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0])
+        super().__post_init__()
+
+    @property
+    def _time(self) -> Axis:
+        return Axis(self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0])
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, self.space)
+        wanted = zip(self.output_size[1:], x.shape[2:], strict=True)
+        return Spec((*x.shape[:2], *(n if w is None else w for w, n in wanted)), x.dtype)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return adaptive(x, self.output_size, 2, self.maximum)
+
+    def _pool_space(self, x: Array, first: int) -> Array:
+        return adaptive(x, self.output_size[1:], first, self.maximum)
+
+
+class AdaptiveAvgPool2d(_AdaptivePool):
+    __doc__ = _AdaptivePool.__doc__
+    space = 1
+    maximum = False
+
+
+class AdaptiveAvgPool3d(_AdaptivePool):
+    __doc__ = _AdaptivePool.__doc__
+    space = 2
+    maximum = False
+
+
+class AdaptiveMaxPool2d(_AdaptivePool):
+    __doc__ = _AdaptivePool.__doc__
+    space = 1
+    maximum = True
+
+
+class AdaptiveMaxPool3d(_AdaptivePool):
+    __doc__ = _AdaptivePool.__doc__
+    space = 2
+    maximum = True

@@ -1,0 +1,57 @@
+"""Changes of shape."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from cojax.module import InputError, Spec, TimeLocal
+
+
+class Reshape(TimeLocal):
+    """Reshapes all axes but time: a step takes the given shape, batch included.
+
+    ``Reshape(-1, 6)`` and ``Reshape((-1, 6))`` are the same; one entry may be -1.
+
+    Source: ``continual.Reshape``; ``contiguous`` is accepted and has no meaning here.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` to ``(shape[0], shape[1], T, *shape[2:])``; step ``(B, C, *S)`` to
+      ``shape``.
+
+    Raises:
+      ValueError: at construction, for a shape without two axes or with more than one -1.
+      InputError: for a step that does not have as many entries.
+    """
+
+    shape: tuple[int, ...]
+    contiguous: bool = False
+
+    def __init__(self, *sizes: Any, shape: Any = None, contiguous: bool = False, **linen: Any):
+        given = sizes if shape is None else shape
+        if len(given) == 1 and not isinstance(given[0], int):
+            (given,) = given
+        self._construct(shape=tuple(given), contiguous=contiguous, **linen)
+
+    def __post_init__(self) -> None:
+        sizes = self.shape
+        if len(sizes) < 2 or not all(isinstance(n, int) for n in sizes) or sizes.count(-1) > 1:
+            raise ValueError(
+                "Reshape takes the shape of a step (batch, channel, *space) with at most one -1, "
+                f"got {sizes}"
+            )
+        super().__post_init__()
+
+    def output_spec(self, x: Spec) -> Spec:
+        known = math.prod(n for n in self.shape if n != -1)
+        total = math.prod(x.shape)
+        if (total % known if -1 in self.shape else total != known) or not known:
+            raise InputError(f"a step of shape {x.shape} cannot be reshaped to {self.shape}")
+        return Spec(tuple(total // known if n == -1 else n for n in self.shape), x.dtype)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        frames = jnp.moveaxis(x, 2, 0)
+        shape = self.output_spec(Spec(frames.shape[1:], x.dtype)).shape
+        return jnp.moveaxis(frames.reshape(frames.shape[0], *shape), 0, 2)
+

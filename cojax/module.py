@@ -1,0 +1,549 @@
+"""The contract of every module.
+
+A :class:`CoModule` computes the same function in several modes::
+
+    y            = net.apply(variables, clip)                                    # forward
+    frame, state = net.apply(variables, state, x_t, method="forward_step")
+    frame, state = net.apply(variables, state, xs, method="forward_steps")
+    y            = net.apply(variables, clip, method="forward_stream")
+
+and for any clip ``forward_stream(clip) == forward(clip)``. Clips are ``(B, C, T, *S)``: batch,
+channel, time and up to two spatial axes; a step is ``(B, C, *S)``.
+
+A layer declares its fields and says five things: ``timing`` (when it answers), ``output_spec`` (the
+shape of a step's answer), ``clip`` (a clip at once), ``fresh_state`` and ``step`` (one step). The
+public methods check what they are given, once, and call these.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from cojax.timing import Timing
+
+Spec = jax.ShapeDtypeStruct
+State = dict[str, Any]
+
+
+class InputError(ValueError):
+    """Something given to a network does not fit it.
+
+    The message says where (the module's path), what was given and what was expected.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message)
+        self.path: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = f"in {'/'.join(self.path)}: " if self.path else ""
+        return where + super().__str__()
+
+
+@contextmanager
+def located(name: str) -> Iterator[None]:
+    """Adds ``name`` to the front of the path of an :class:`InputError` raised within."""
+    try:
+        yield
+    except InputError as error:
+        error.path = (name, *error.path)
+        raise
+
+
+@flax.struct.dataclass
+class Frame:
+    """What a step returns: a value, and whether it means anything.
+
+    During warm-up, and between the outputs of a strided network, ``valid`` is False and the value
+    is arbitrary.
+
+    Attributes:
+      value: ``(B, C, *S)`` from a step, ``(B, C, T, *S)`` from many.
+      valid: bool, ``()`` from a step, ``(T,)`` from many.
+    """
+
+    value: Array
+    valid: Array
+
+    def or_none(self) -> Array | None:
+        """The value of one step, or None where nothing was emitted. On the host only."""
+        if np.ndim(self.valid) != 0:
+            raise ValueError(
+                f"or_none() reads the frame of one step, but valid has shape {np.shape(self.valid)}; "
+                "use dense() for the frames of forward_steps"
+            )
+        return self.value if bool(self.valid) else None
+
+    def dense(self) -> Array | None:
+        """The valid steps ``(B, C, T', *S)`` of ``forward_steps``, or None if there are none.
+
+        On the host only: the length depends on ``valid``.
+        """
+        if np.ndim(self.valid) != 1:
+            raise ValueError(
+                f"dense() reads the frames of many steps, but valid has shape "
+                f"{np.shape(self.valid)}; use or_none() for the frame of one step"
+            )
+        (emitted,) = np.nonzero(np.asarray(self.valid))
+        return self.value[:, :, emitted] if len(emitted) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """What layers hand each other while stepping: a frame, and what is known of it while tracing.
+
+    Attributes:
+      value: ``(B, C, *S)``.
+      valid: True where that is known while tracing, else a bool scalar.
+      past: 0 for a real frame; n for the n-th frame after the end of the stream.
+      chunked: whether ``forward_steps`` is running, for functions that differ by mode.
+    """
+
+    value: Array
+    valid: bool | Array = True
+    past: int | Array = 0
+    chunked: bool = False
+
+    @property
+    def always_real(self) -> bool:
+        """Whether it is known while tracing that the stream has not ended."""
+        return isinstance(self.past, int) and self.past == 0
+
+    @property
+    def real(self) -> bool | Array:
+        """Whether the frame is valid and within the stream."""
+        return self.valid if self.always_real else jnp.logical_and(self.valid, self.past == 0)
+
+    def clean(self, fill: ArrayLike = 0) -> Array:
+        """The value to compute with: ``fill`` after the end of the stream, zero where invalid."""
+        value = self.value
+        if not self.always_real:
+            value = jnp.where(self.past > 0, jnp.asarray(fill, value.dtype), value)
+        return select(self.valid, value, jnp.zeros_like(value))
+
+    def becomes(self, value: Array) -> "Signal":
+        """The same frame with another value."""
+        return dataclasses.replace(self, value=value)
+
+    def leaves(self, value: Array, emits: bool | Array, timing: Timing) -> "Signal":
+        """The frame that leaves a layer of this timing: valid where this one is and ``emits``."""
+        valid = self.valid if emits is True else jnp.logical_and(self.valid, emits)
+        past = self.past
+        if not self.always_real:
+            past = jnp.maximum(0, -((timing.end - past) // timing.stride))
+        return dataclasses.replace(self, value=value, valid=valid, past=past)
+
+
+def select(condition: bool | Array, on_true: Array, on_false: Array) -> Array:
+    """``jnp.where``, free of cost where the condition is known while tracing to be True."""
+    return on_true if condition is True else jnp.where(condition, on_true, on_false)
+
+
+def map_streams(function: Callable[..., Any], *streams: Any) -> Any:
+    """Maps over the (nested) tuples in which modules with several streams hold them."""
+    if isinstance(streams[0], tuple | list):
+        return tuple(map_streams(function, *each) for each in zip(*streams, strict=True))
+    return function(*streams)
+
+
+def flat_streams(streams: Any) -> list[Any]:
+    """The streams of (nested) tuples, in order."""
+    if isinstance(streams, tuple | list):
+        return [leaf for stream in streams for leaf in flat_streams(stream)]
+    return [streams]
+
+
+def spec_of(value: Any) -> Spec:
+    """Shape and dtype of an array, a Signal, a Frame or a spec, as JAX would take it in."""
+    if isinstance(value, Frame | Signal):
+        value = value.value
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        value = np.asarray(value)
+    return Spec(tuple(value.shape), jax.dtypes.canonicalize_dtype(value.dtype))
+
+
+def without_time(spec: Spec) -> Spec:
+    """The spec of a step of a clip.
+
+    Raises:
+      InputError: if there is no time axis.
+    """
+    if len(spec.shape) < 3:
+        raise InputError(
+            f"a clip has the axes (batch, channel, time, *space), got shape {spec.shape}"
+        )
+    return Spec((*spec.shape[:2], *spec.shape[3:]), spec.dtype)
+
+
+def with_time(spec: Spec, steps: int = 1) -> Spec:
+    """The spec of a clip of such steps."""
+    return Spec((*spec.shape[:2], steps, *spec.shape[2:]), spec.dtype)
+
+
+def length_of(clips: Any) -> int:
+    """The steps in a clip, or in the clips of several streams.
+
+    Raises:
+      InputError: if the streams have different lengths.
+    """
+    lengths = {spec_of(clip).shape[2] for clip in flat_streams(clips)}
+    if len(lengths) != 1:
+        raise InputError(f"streams stepped together need one length, got {sorted(lengths)} steps")
+    return lengths.pop()
+
+
+class CoModule(nn.Module):
+    """A Flax module that runs on clips and, with explicit state, on streams.
+
+    For every module ``net``, its variables and a clip ``x``::
+
+        net.apply(variables, x, method="forward_stream") == net.apply(variables, x)
+
+    Subclasses implement :meth:`timing`, :meth:`output_spec`, :meth:`clip`, :meth:`fresh_state` and
+    :meth:`step`; the defaults are those of a layer without memory that keeps shapes. Timing and
+    state need neither variables nor a bound module.
+    """
+
+    # What a subclass implements.
+
+    @property
+    def timing(self) -> Timing:
+        """When outputs leave; see :class:`cojax.Timing`."""
+        return Timing()
+
+    @nn.nowrap
+    def children(self) -> Mapping[str, "CoModule"]:
+        """The modules within, by the last part of their torch path, in the order they run."""
+        return {}
+
+    @nn.nowrap
+    def output_spec(self, x: Any) -> Any:
+        """The spec of a step's output, given that of its input.
+
+        Raises:
+          InputError: if the input does not fit.
+        """
+        return x
+
+    @nn.nowrap
+    def fresh_state(self, x: Any) -> State:
+        """The state before the first step: arrays alone, each in a buffer of its own."""
+        return {}
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        """The whole clip at once."""
+        raise NotImplementedError(f"{type(self).__name__} must define clip")
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        """One step, from a :class:`Signal` to a Signal. Only a valid one advances the state."""
+        raise NotImplementedError(f"{type(self).__name__} must define step")
+
+    # What a user calls.
+
+    @property
+    def receptive_field(self) -> int:
+        """The number of input steps that one output sees."""
+        return self.timing.receptive_field
+
+    @property
+    def delay(self) -> int:
+        """The number of input steps taken in before the first output."""
+        return self.timing.delay
+
+    @property
+    def stride(self) -> Any:
+        """Strides, the temporal one first."""
+        return (self.timing.stride,)
+
+    @property
+    def padding(self) -> Any:
+        """Paddings, the temporal one first."""
+        return (self.timing.padding,)
+
+    def __call__(self, x: Any, train: bool = False) -> Any:
+        """The same as :meth:`forward`."""
+        return self.forward(x, train=train)
+
+    def forward(self, x: Any, train: bool = False) -> Any:
+        """The whole clip at once, as the ``torch.nn`` module would.
+
+        Args:
+          x: clip ``(B, C, T, *S)``, or a tuple of clips for a module with several streams.
+          train: whether dropout is live and batch norms use (and track) the statistics of the clip.
+
+        Returns:
+          The outputs ``(B, C', T', *S')``, with ``T' = timing.n_out(T)``.
+
+        Raises:
+          InputError: if the clip does not fit the network or is too short for it.
+        """
+        x = map_streams(jnp.asarray, x)
+        self.output_spec(map_streams(lambda clip: without_time(spec_of(clip)), x))
+        return self.clip(x, train=train)
+
+    def forward_step(self, state: State, x_t: Any, train: bool = False) -> tuple[Any, State]:
+        """One step of a stream.
+
+        Args:
+          state: what :meth:`init_state` or the step before returned.
+          x_t: the step, ``(B, C, *S)`` or a :class:`Frame` of it; a tuple for several streams.
+          train: as in :meth:`forward`; statistics are those of the step.
+
+        Returns:
+          The output :class:`Frame` and the next state.
+
+        Raises:
+          InputError: if the step does not fit the network, or the state does not fit the step.
+        """
+        signals = _arriving(x_t)
+        self._check(state, map_streams(spec_of, signals))
+        signals, state = self.step(state, signals, train=train)
+        return map_streams(_departing, signals), state
+
+    def forward_steps(
+        self, state: State, xs: Any, pad_end: bool = False, train: bool = False
+    ) -> tuple[Any, State]:
+        """Many steps of a stream: a ``lax.scan`` over :meth:`forward_step`.
+
+        Args:
+          state: what :meth:`init_state` or the steps before returned.
+          xs: the steps, ``(B, C, T, *S)`` or a :class:`Frame` of them with ``valid`` ``(T,)``.
+          pad_end: whether ``timing.end`` fill steps follow, so that the last outputs of ``forward``
+            come out too. The returned state is the one before these.
+          train: as in :meth:`forward_step`.
+
+        Returns:
+          A :class:`Frame` of value ``(B, C', T', *S')`` and valid ``(T',)`` with a place for every
+          input step (``T' = T``, or ``T + timing.end`` with ``pad_end``), and the next state.
+
+        Raises:
+          InputError: as :meth:`forward_step`.
+        """
+        specs = map_streams(lambda x: without_time(spec_of(x)), xs)
+        length_of(xs)
+        self._check(state, specs)
+        if self.is_initializing():
+            self.declare()
+
+        frames, state = self._scan(state, map_streams(_time_first, xs), _arriving_chunked, train)
+        end = self.timing.end
+        if pad_end and end > 0:
+            blank = map_streams(lambda spec: jnp.zeros(spec.shape, spec.dtype), specs)
+
+            def past_the_end(past: Array) -> Any:
+                return map_streams(lambda x: Signal(x, True, past, chunked=True), blank)
+
+            numbers = jnp.arange(1, end + 1, dtype=jnp.int32)
+            flushed, _ = self._scan(state, numbers, past_the_end, train)
+            frames = map_streams(_join, frames, flushed)
+        return map_streams(_time_third, frames), state
+
+    def forward_stream(self, x: Any, train: bool = False) -> Any:
+        """A fresh stream over a clip, stepped and flushed: equal to :meth:`forward`.
+
+        Args:
+          x: clip ``(B, C, T, *S)``, or a tuple of clips.
+          train: as in :meth:`forward_step`.
+
+        Returns:
+          The outputs ``(B, C', T', *S')`` as a dense array, picked by static indices.
+
+        Raises:
+          InputError: as :meth:`forward`.
+        """
+        steps = length_of(x)
+        outputs = self.timing.outputs(steps)
+        if not outputs:
+            raise InputError(self._too_short(steps))
+        state = self.init_state(map_streams(lambda clip: without_time(spec_of(clip)), x))
+        frames, _ = self.forward_steps(state, x, pad_end=True, train=train)
+        return map_streams(
+            lambda frame: frame.value[:, :, outputs.start : outputs.stop : outputs.step], frames
+        )
+
+    @nn.nowrap
+    def init_state(self, x_t: Any, dtype: Any = None) -> State:
+        """A fresh stream's state. Needs no variables, and no bound module.
+
+        Args:
+          x_t: a step, as an array, a Frame or a ``jax.ShapeDtypeStruct`` (tuples of these for
+            several streams); or its shape, with ``dtype``.
+          dtype: the dtype, where ``x_t`` is a shape. Defaults to float32.
+
+        Returns:
+          A dict of arrays, keyed like the variables, with the batch as the leading axis of every
+          leaf that is not a scalar.
+
+        Raises:
+          InputError: if such a step does not fit the network.
+        """
+        if isinstance(x_t, tuple | list) and all(isinstance(n, int | np.integer) for n in x_t):
+            x_t = Spec(tuple(x_t), jnp.float32 if dtype is None else dtype)
+        elif dtype is not None:
+            raise InputError("dtype goes with a shape; an array or a spec has its own")
+        spec = map_streams(spec_of, x_t)
+        for stream in flat_streams(spec):
+            if len(stream.shape) < 2:
+                raise InputError(f"a step has the axes (batch, channel, *space), got {stream.shape}")
+        self.output_spec(spec)
+        return self.fresh_state(spec)
+
+    def declare(self) -> None:
+        """Creates the variables of this module and those within, without an input.
+
+        ``net.init(key, method="declare")`` initialises a network whose input shape is unknown.
+        """
+        for child in self.children().values():
+            child.declare()
+
+    @nn.nowrap
+    def _construct(self, **fields: Any) -> None:
+        """Ends an ``__init__`` of one's own: sets the fields (Flax's among them), then initialises."""
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    @nn.nowrap
+    def _too_short(self, steps: int) -> str:
+        timing = self.timing
+        return (
+            f"a clip of {steps} steps is too short for {type(self).__name__}: its first output needs "
+            f"{timing.delay + 1 - timing.end} (receptive field {timing.receptive_field}, "
+            f"padding {timing.padding})"
+        )
+
+    @nn.nowrap
+    def _check(self, state: State, spec: Any) -> None:
+        expected = _leaves(jax.eval_shape(lambda: self.init_state(spec)))
+        given = _leaves(state)
+        wrong = [
+            *(f"{path}: missing, expected {expected[path]}" for path in expected - given.keys()),
+            *(f"{path}: unexpected, {given[path]}" for path in given - expected.keys()),
+            *(
+                f"{path}: {given[path]}, expected {leaf}"
+                for path, leaf in expected.items()
+                if path in given and given[path] != leaf
+            ),
+        ]
+        if wrong:
+            steps = ", ".join(f"{x.dtype.name}{list(x.shape)}" for x in flat_streams(spec))
+            raise InputError(
+                f"the state does not fit {type(self).__name__} with steps of {steps}:\n  "
+                + "\n  ".join(wrong)
+                + "\nThe state must come from init_state of this network, with steps of this batch "
+                "size, shape and dtype."
+            )
+
+    def _scan(
+        self, state: State, xs: Any, signals_of: Callable[[Any], Any], train: bool
+    ) -> tuple[Any, State]:
+        def body(module: CoModule, state: State, x: Any) -> tuple[State, Any]:
+            signals, state = module.step(state, signals_of(x), train=train)
+            return state, map_streams(_departing, signals)
+
+        # A collection that is not mutable cannot be carried.
+        carried = "batch_stats" if self.is_mutable_collection("batch_stats") else False
+        scan = nn.scan(
+            body,
+            variable_carry=carried,
+            variable_broadcast=nn.DenyList("batch_stats") if carried else True,
+            split_rngs={"params": False, "dropout": True},
+        )
+        state, frames = scan(self, state, xs)
+        return frames, state
+
+
+class TimeLocal(CoModule):
+    """A module without memory: its step is its clip with one step in it.
+
+    Subclasses implement ``clip``, for any number of steps.
+    """
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        value = self.clip(jnp.expand_dims(signal.clean(), 2), train=train)
+        return signal.becomes(jnp.squeeze(value, 2)), state
+
+
+def walk(net: CoModule, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], CoModule]]:
+    """The module and all within, each with its path of child names, in the order they run."""
+    yield path, net
+    for name, child in net.children().items():
+        yield from walk(child, (*path, name))
+
+
+def require_floating(x: Spec, module: CoModule) -> None:
+    """Raises an InputError unless the dtype is a floating one."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise InputError(
+            f"{type(module).__name__} computes in the dtype of its input, which must be a floating "
+            f"one, got {x.dtype}; cast the frames, e.g. x.astype('float32')"
+        )
+
+
+def require_step(x: Any, module: CoModule, space: int, channels: int | None = None) -> None:
+    """Raises an InputError unless ``x`` is a floating step with these axes."""
+    axes = ", ".join(["batch", "channel", "height", "width"][: 2 + space])
+    if space == 1:
+        axes = "batch, channel, space"
+    if isinstance(x, tuple):
+        raise InputError(f"{type(module).__name__} takes one stream, got {len(x)}; Reduce them first")
+    if len(x.shape) != 2 + space:
+        clip_axes = axes.replace("channel", "channel, time")
+        raise InputError(
+            f"{type(module).__name__} expects steps ({axes}) and clips ({clip_axes}), "
+            f"got a step of shape {x.shape}"
+        )
+    if channels is not None and x.shape[1] != channels:
+        raise InputError(
+            f"{type(module).__name__} expects {channels} channels, got {x.shape[1]} "
+            f"in a step of shape {x.shape}"
+        )
+    require_floating(x, module)
+
+
+def _arriving(x: Any, chunked: bool = False) -> Any:
+    if isinstance(x, Frame):
+        return Signal(jnp.asarray(x.value), jnp.asarray(x.valid, bool), chunked=chunked)
+    if isinstance(x, tuple | list):
+        return tuple(_arriving(stream, chunked) for stream in x)
+    return Signal(jnp.asarray(x), chunked=chunked)
+
+
+def _arriving_chunked(x: Any) -> Any:
+    return _arriving(x, chunked=True)
+
+
+def _departing(signal: Signal) -> Frame:
+    return Frame(signal.value, jnp.asarray(signal.real, bool))
+
+
+def _time_first(x: Any) -> Any:
+    if isinstance(x, Frame):
+        return Frame(jnp.moveaxis(jnp.asarray(x.value), 2, 0), x.valid)
+    return jnp.moveaxis(jnp.asarray(x), 2, 0)
+
+
+def _time_third(frame: Frame) -> Frame:
+    return Frame(jnp.moveaxis(frame.value, 0, 2), frame.valid)
+
+
+def _join(first: Frame, second: Frame) -> Frame:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+def _leaves(state: State) -> dict[str, str]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{s.dtype.name}{list(s.shape)}"
+        for path, leaf in paths
+        for s in [spec_of(leaf)]
+    }

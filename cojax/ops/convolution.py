@@ -1,0 +1,127 @@
+"""How convolutions are lowered.
+
+A clip is convolved as it stands, ``(B, C, T, *S)``. A step sees a window of its last inputs,
+channels last, ``(B, k, *S, C)``, and never needs a convolution over time: the window's steps are
+further input channels of a spatial one. Inside ``lax.scan`` XLA:CPU runs channels-first
+convolutions 20 to 40 times slower than these.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+_SPACE = "HW"
+_PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def pad_space(x: Array, padding: Sequence[int], mode: str, first_axis: int) -> Array:
+    """Pads the spatial axes from ``first_axis`` on, in torch's ``padding_mode``."""
+    if not any(padding):
+        return x
+    widths = [(0, 0)] * x.ndim
+    for axis, width in enumerate(padding, first_axis):
+        widths[axis] = (width, width)
+    if mode == "zeros":
+        return jnp.pad(x, widths)
+    return jnp.pad(x, widths, mode=_PAD_MODES[mode])
+
+
+def convolve_clip(
+    x: Array,
+    kernel: Array,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Array:
+    """``(B, C, T, *S)`` with a kernel ``(k, *K, C / groups, C')``, zero padded."""
+    space = "T" + _SPACE[: x.ndim - 3]
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=stride,
+        padding=[(p, p) for p in padding],
+        rhs_dilation=dilation,
+        dimension_numbers=("NC" + space, space + "IO", "NC" + space),
+        feature_group_count=groups,
+    )
+
+
+def convolve_window(
+    window: Array,
+    kernel: Array,
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Array:
+    """``(B, k, *S, C)`` with a kernel ``(k, *K, C / groups, C')`` to ``(B, *S', C')``.
+
+    Strides and dilations are those of space; space is padded already.
+    """
+    taps, *size = kernel.shape[:-2]
+    if math.prod(size) == 1:
+        strides = (1, 1, *stride, 1)
+        return _pointwise(lax.slice(window, (0,) * window.ndim, window.shape, strides), kernel, groups)
+    if groups == window.shape[-1] > 1:
+        return _depthwise(window, kernel, stride, dilation)
+    return _spatial(window, kernel, stride, dilation, groups)
+
+
+def _pointwise(window: Array, kernel: Array, groups: int) -> Array:
+    """A matrix product over taps and channels (365 GFLOP/s where a convolution ran at 205)."""
+    kernel = kernel.reshape(kernel.shape[0], *kernel.shape[-2:])
+    if groups == 1:
+        return jnp.einsum("bk...c,kco->b...o", window, kernel)
+    window = window.reshape(*window.shape[:-1], groups, -1)
+    kernel = kernel.reshape(*kernel.shape[:-1], groups, -1)
+    out = jnp.einsum("bk...gc,kcgo->b...go", window, kernel)
+    return out.reshape(*out.shape[:-2], -1)
+
+
+def _depthwise(
+    window: Array, kernel: Array, stride: Sequence[int], dilation: Sequence[int]
+) -> Array:
+    """Shifted multiply-adds (27 taps over 54 channels of 56x56: 0.37 ms; grouped 2-D convs: 10.2)."""
+    taps, *size = kernel.shape[:-2]
+    channels = window.shape[-1]
+    multiplier = kernel.shape[-1] // channels
+    lengths = [
+        (n - d * (k - 1) - 1) // s + 1
+        for n, k, s, d in zip(window.shape[2:-1], size, stride, dilation, strict=True)
+    ]
+    total = None
+    for tap in range(taps):
+        for offset in itertools.product(*(range(k) for k in size)):
+            starts = [o * d for o, d in zip(offset, dilation, strict=True)]
+            ends = [a + (n - 1) * s + 1 for a, n, s in zip(starts, lengths, stride, strict=True)]
+            index = tuple(slice(a, e, s) for a, e, s in zip(starts, ends, stride, strict=True))
+            weight = kernel[(tap, *offset, 0)].reshape(channels, multiplier)
+            part = window[(slice(None), tap, *index)][..., None] * weight
+            total = part if total is None else total + part
+    assert total is not None
+    return total.reshape(*total.shape[:-2], -1)
+
+
+def _spatial(
+    window: Array, kernel: Array, stride: Sequence[int], dilation: Sequence[int], groups: int
+) -> Array:
+    """A spatial convolution whose input channels are those of every step in the window."""
+    taps, *size = kernel.shape[:-2]
+    space = _SPACE[: len(size)]
+    batch, _, *extent, channels = window.shape
+    per_group = channels // groups
+    window = window.reshape(batch, taps, *extent, groups, per_group)
+    window = jnp.moveaxis(window, 1, -2).reshape(batch, *extent, groups * taps * per_group)
+    kernel = jnp.moveaxis(kernel, 0, -3).reshape(*size, taps * per_group, -1)
+    return lax.conv_general_dilated(
+        window,
+        kernel,
+        window_strides=stride,
+        padding="VALID",
+        rhs_dilation=dilation,
+        dimension_numbers=("N" + space + "C", space + "IO", "N" + space + "C"),
+        feature_group_count=groups,
+    )

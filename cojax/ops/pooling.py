@@ -1,0 +1,129 @@
+"""How pools are lowered: space by windows, time by the slices that a window is made of.
+
+The two are reduced apart, in clips as in steps, so that both treat ties and roundings alike.
+Sums of half precision are taken in float32.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+
+class Axis(NamedTuple):
+    """A pool along one axis."""
+
+    kernel_size: int
+    stride: int
+    padding: int
+    dilation: int = 1
+    ceil_mode: bool = False
+
+    @property
+    def extent(self) -> int:
+        """The steps from the first to the last that a window touches, both counted."""
+        return self.dilation * (self.kernel_size - 1) + 1
+
+    def length(self, size: int) -> int:
+        """The number of windows over ``size`` entries; with ``ceil_mode`` none starts past the end."""
+        room = size + 2 * self.padding - self.extent
+        if not self.ceil_mode:
+            return room // self.stride + 1
+        windows = -(-room // self.stride) + 1
+        return windows - ((windows - 1) * self.stride >= size + self.padding)
+
+    def pads(self, size: int) -> tuple[int, int]:
+        """The padding in front and behind that all windows together reach into."""
+        reach = (self.length(size) - 1) * self.stride + self.extent
+        return self.padding, max(reach - size - self.padding, 0)
+
+    def counts(self, size: int, include_pad: bool) -> np.ndarray:
+        """How many entries each window averages over."""
+        starts = np.arange(self.length(size)) * self.stride - self.padding
+        taps = starts[:, None] + np.arange(self.kernel_size) * self.dilation
+        low, high = (-self.padding, size + self.padding) if include_pad else (0, size)
+        return ((taps >= low) & (taps < high)).sum(axis=1)
+
+
+def accumulated(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype to sum in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def sum_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
+    """Sums of windows over the axes of ``x`` from ``first`` on."""
+    if all(axis == Axis(1, 1, 0, axis.dilation, axis.ceil_mode) for axis in axes):
+        return x
+    around = (1,) * first, (1,) * (x.ndim - first - len(axes))
+    pads = [(0, 0)] * x.ndim
+    for i, axis in enumerate(axes, first):
+        pads[i] = axis.pads(x.shape[i])
+    wide = lax.reduce_window(
+        x.astype(accumulated(x.dtype)),
+        np.zeros((), accumulated(x.dtype)),
+        lax.add,
+        (*around[0], *(a.kernel_size for a in axes), *around[1]),
+        (*around[0], *(a.stride for a in axes), *around[1]),
+        pads,
+        window_dilation=(*around[0], *(a.dilation for a in axes), *around[1]),
+    )
+    return wide.astype(x.dtype)
+
+
+def max_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
+    """Maxima of windows over the axes of ``x`` from ``first`` on."""
+    for i, axis in enumerate(axes, first):
+        x = max_axis(x, axis, i)
+    return x
+
+
+def max_axis(x: Array, axis: Axis, index: int) -> Array:
+    """The maximum of strided slices: ``reduce_window`` with a dilation has no gradient."""
+    if axis.kernel_size == 1 and axis.stride == 1 and not axis.padding:
+        return x
+    windows = axis.length(x.shape[index])
+    pads = [(0, 0, 0)] * x.ndim
+    pads[index] = (*axis.pads(x.shape[index]), 0)
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
+    taps = []
+    for tap in range(axis.kernel_size):
+        start = tap * axis.dilation
+        stop = start + (windows - 1) * axis.stride + 1
+        taps.append(lax.slice_in_dim(x, start, stop, axis.stride, index))
+    return jnp.max(jnp.stack(taps), axis=0)
+
+
+def mean_divisor(
+    sizes: Sequence[int], axes: Sequence[Axis], include_pad: bool
+) -> np.ndarray | float:
+    """What a sum over windows is divided by: the entries in each, an array over the axes."""
+    divisor: np.ndarray | float = 1.0
+    for size, axis in zip(sizes, axes, strict=True):
+        divisor = np.multiply.outer(divisor, axis.counts(size, include_pad))
+    return divisor
+
+
+def adaptive(x: Array, output_size: Sequence[int | None], first: int, maximum: bool) -> Array:
+    """Pools the axes from ``first`` on to the given sizes, as torch's adaptive pools do.
+
+    Window ``i`` of ``n`` over ``size`` entries spans ``floor(i size / n)`` to
+    ``ceil((i + 1) size / n)``; None keeps an axis.
+    """
+    reduce = jnp.max if maximum else jnp.mean
+    for i, windows in enumerate(output_size, first):
+        size = x.shape[i]
+        if windows is None or windows == size:
+            continue
+        parts = [
+            reduce(
+                lax.slice_in_dim(x, w * size // windows, math.ceil((w + 1) * size / windows), 1, i),
+                axis=i,
+                keepdims=True,
+            )
+            for w in range(windows)
+        ]
+        x = jnp.concatenate(parts, axis=i)
+    return x

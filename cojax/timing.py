@@ -1,0 +1,95 @@
+"""When a module answers: receptive field, stride, padding, end and delay, as plain integers.
+
+All figures are in input steps of the module they describe. Output ``k`` sees the inputs
+``k * stride - padding`` to ``k * stride - padding + receptive_field - 1`` and leaves the module
+at input step ``k * stride + delay``. Nothing here knows of JAX.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Timing(NamedTuple):
+    """The temporal properties of a module.
+
+    Attributes:
+      receptive_field: input steps that one output sees.
+      stride: input steps from one output to the next.
+      padding: steps before the first real one that output 0 sees (negative: real steps skipped).
+      end: fill steps after the last real one that still give outputs of ``forward``.
+      delay: input steps taken in before the first output leaves.
+    """
+
+    receptive_field: int = 1
+    stride: int = 1
+    padding: int = 0
+    end: int = 0
+    delay: int = 0
+
+    def n_out(self, steps: int) -> int:
+        """How many outputs ``forward`` gives for a clip of ``steps`` steps."""
+        return len(self.outputs(steps))
+
+    def emits(self, step: int) -> bool:
+        """Whether an output leaves at input step ``step`` (counted from 0)."""
+        return step >= self.delay and (step - self.delay) % self.stride == 0
+
+    def outputs(self, steps: int) -> range:
+        """The input steps at which the outputs of a clip of ``steps`` steps leave, flush included."""
+        return range(self.delay, steps + self.end, self.stride)
+
+
+def windowed(
+    kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
+) -> Timing:
+    """The timing of a convolution or a pool.
+
+    Raises:
+      ValueError: if the padding exceeds ``receptive_field - 1``: the first outputs would see no input.
+    """
+    receptive_field = dilation * (kernel_size - 1) + 1
+    if padding > receptive_field - 1:
+        raise ValueError(
+            f"a temporal padding of {padding} exceeds receptive_field - 1 = {receptive_field - 1}: "
+            "the first output would see nothing but padding; lower the padding"
+        )
+    end = min(padding + stride - 1, receptive_field - 1) if ceil_mode else padding
+    return Timing(receptive_field, stride, padding, end, receptive_field - 1 - padding)
+
+
+def in_sequence(timings: Sequence[Timing]) -> Timing:
+    """The timing of modules one behind another."""
+    total = Timing()
+    for timing in timings:
+        total = Timing(
+            receptive_field=total.receptive_field + (timing.receptive_field - 1) * total.stride,
+            stride=total.stride * timing.stride,
+            padding=total.padding + timing.padding * total.stride,
+            end=total.end + timing.end * total.stride,
+            delay=total.delay + timing.delay * total.stride,
+        )
+    return total
+
+
+def in_parallel(branches: Mapping[str, Timing]) -> Timing:
+    """The timing of branches side by side, each delayed in front to the longest delay among them.
+
+    Raises:
+      ValueError: if the branches do not share one stride.
+    """
+    timings = list(branches.values())
+    if len({timing.stride for timing in timings}) > 1:
+        strides = ", ".join(f"{name!r}: {timing.stride}" for name, timing in branches.items())
+        raise ValueError(
+            f"parallel branches must share one temporal stride, but have {{{strides}}}; "
+            "give every branch the same product of strides"
+        )
+    padding = max(timing.padding for timing in timings)
+    delay = max(timing.delay for timing in timings)
+    return Timing(
+        receptive_field=padding + max(t.receptive_field - t.padding for t in timings),
+        stride=timings[0].stride,
+        padding=padding,
+        end=delay + min(t.end - t.delay for t in timings),
+        delay=delay,
+    )

@@ -1,0 +1,337 @@
+"""The laws that every module keeps, checked for any network and clip.
+
+``check_laws(net, x)`` checks them all. What a network is exempt from is named by the caller.
+"""
+
+import collections
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import cojax as co
+from cojax.module import flat_streams, map_streams, spec_of, without_time
+
+COMPILATION = "/jax/core/compile/backend_compile_duration"
+_compilations: collections.Counter[str] = collections.Counter()
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, duration, **_: _compilations.update([event])
+)
+
+
+@contextmanager
+def compilations(expected: int) -> Iterator[None]:
+    """Fails unless as many programs are compiled within."""
+    before = _compilations[COMPILATION]
+    yield
+    assert _compilations[COMPILATION] - before == expected
+
+
+def variables_of(net: co.CoModule, seed: int = 0) -> dict[str, Any]:
+    """Random variables, batch statistics included (variances and scales positive)."""
+    variables = net.init(jax.random.key(seed), method="declare")
+    rng = np.random.default_rng(seed)
+
+    def randomised(path: Any, leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            return leaf
+        if path[-1].key in ("var", "scale"):
+            return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
+        return jnp.asarray(leaf + rng.normal(0, 0.1, leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(randomised, variables)
+
+
+def clip_of(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def tolerance(dtype: Any) -> dict[str, float]:
+    return (
+        {"rtol": 1e-9, "atol": 1e-10} if dtype == jnp.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    )
+
+
+def assert_close(a: Any, b: Any, what: str, dtype: Any) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b), what
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.shape == y.shape, f"{what}: {x.shape} and {y.shape}"
+        np.testing.assert_allclose(x, y, **tolerance(dtype), err_msg=what)
+
+
+def assert_same_bits(a: Any, b: Any, what: str) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b), what
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes(), what
+
+
+def at(x: Any, t: int) -> Any:
+    return map_streams(lambda stream: stream[:, :, t], x)
+
+
+def part(x: Any, start: int, stop: int) -> Any:
+    return map_streams(lambda stream: stream[:, :, start:stop], x)
+
+
+def picked(frames: Any, places: np.ndarray) -> Any:
+    """The outputs at these input steps, ``(B, C, len(places), *S)``."""
+    return map_streams(lambda frame: frame.value[:, :, places], frames)
+
+
+class Bench:
+    """A network, its variables, a clip, and its modes compiled once each."""
+
+    def __init__(self, net: co.CoModule, x: Any, variables: Any = None):
+        self.net, self.x = net, x
+        self.variables = variables_of(net) if variables is None else variables
+        self.params = self.variables.get("params", {})
+        self.rest = {k: v for k, v in self.variables.items() if k != "params"}
+        first = flat_streams(x)[0]
+        self.steps, self.dtype = first.shape[2], first.dtype
+        self.spec = map_streams(lambda stream: without_time(spec_of(stream)), x)
+        self.step = jax.jit(self._step)
+        self.chunk = jax.jit(self._chunk, static_argnames="pad_end")
+
+    def fresh(self) -> Any:
+        return self.net.init_state(self.spec)
+
+    def _step(self, state: Any, x_t: Any) -> Any:
+        return self.net.apply(self.variables, state, x_t, method="forward_step")
+
+    def _chunk(self, state: Any, xs: Any, pad_end: bool = False) -> Any:
+        return self.net.apply(self.variables, state, xs, pad_end, method="forward_steps")
+
+    def applied(self, params: Any, x: Any, method: str) -> Any:
+        return self.net.apply({"params": params, **self.rest}, x, method=method)
+
+    def stepped(self) -> tuple[list[Any], list[Any]]:
+        """The frame of every step of the clip, and the states before each and after the last."""
+        state, frames, states = self.fresh(), [], []
+        for t in range(self.steps):
+            states.append(state)
+            frame, state = self.step(state, at(self.x, t))
+            frames.append(frame)
+        return frames, [*states, state]
+
+
+def check_laws(
+    net: co.CoModule,
+    x: Any,
+    *,
+    variables: Any = None,
+    receptive_field: bool = True,
+    stream_equals_clip: bool = True,
+    gradients: bool = True,
+    rows: bool = True,
+) -> None:
+    """Checks every law for a network and a clip (or a tuple of clips)."""
+    bench = Bench(net, x, variables)
+    check_dtypes(bench)
+    frames, states = check_steps(bench)
+    check_chunks(bench, frames, states)
+    check_independent_streams(bench, states, rows)
+    if stream_equals_clip:
+        check_stream_equals_clip(bench, frames, gradients)
+        check_poison(bench, gradients)
+    if receptive_field:
+        check_receptive_field(bench)
+
+
+def check_steps(bench: Bench) -> tuple[list[Any], list[Any]]:
+    """Laws 3 and 5: validity is the timing's; states are values; one compilation serves all."""
+    bench.fresh()
+    zeros = at(bench.x, 0)
+    with compilations(1):
+        bench.step(bench.fresh(), zeros)
+    steps = [at(bench.x, t) for t in range(bench.steps)]
+    fresh = bench.fresh()
+    with compilations(0):
+        state = fresh
+        for x_t in steps:
+            _, state = bench.step(state, x_t)
+    frames, states = bench.stepped()
+    for t, frame in enumerate(frames):
+        for each in flat_streams(frame):
+            assert bool(each.valid) == bench.net.timing.emits(t), f"valid at step {t}"
+    middle = bench.steps // 2
+    again, _ = bench.step(states[middle], at(bench.x, middle))
+    assert_same_bits(again, frames[middle], "a state used twice")
+    return frames, states
+
+
+def check_chunks(bench: Bench, frames: list[Any], states: list[Any]) -> None:
+    """Law 2: any way of cutting a stream gives the same outputs and states."""
+    half = bench.steps // 2
+    first, state = bench.chunk(bench.fresh(), part(bench.x, 0, half))
+    second, state = bench.chunk(state, part(bench.x, half, 2 * half))
+    assert_close(state, states[2 * half], "state after chunks", bench.dtype)
+    for start, chunk in ((0, first), (half, second)):
+        for t in range(half):
+            for each, stepped in zip(
+                flat_streams(chunk), flat_streams(frames[start + t]), strict=True
+            ):
+                assert bool(each.valid[t]) == bool(stepped.valid), f"valid in chunk at {t}"
+                if stepped.valid:
+                    assert_close(
+                        each.value[:, :, t], stepped.value, f"chunk at {start + t}", bench.dtype
+                    )
+
+
+def check_stream_equals_clip(bench: Bench, frames: list[Any], gradients: bool) -> None:
+    """Laws 1 and 7: a stream, flushed, equals the clip; and so do gradients."""
+
+    def loss(params: Any, x: Any, method: str) -> tuple[jax.Array, Any]:
+        y = bench.applied(params, x, method)
+        # Unequal weights, so that a misplaced output shows.
+        weights = [jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in flat_streams(y)]
+        total = sum(
+            jnp.sum(w * leaf.astype(w.dtype)) for w, leaf in zip(weights, flat_streams(y), strict=True)
+        )
+        return total, y
+
+    @jax.jit
+    def both(params: Any, x: Any) -> Any:
+        if not gradients:
+            return [(loss(params, x, m)[1], 0) for m in ("forward", "forward_stream")]
+        results = []
+        for method in ("forward", "forward_stream"):
+            (_, y), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x, method)
+            results.append((y, grads))
+        return results
+
+    (clip, clip_grads), (stream, stream_grads) = both(bench.params, bench.x)
+    assert_close(stream, clip, "forward_stream and forward", bench.dtype)
+    assert_close(stream_grads, clip_grads, "gradients", bench.dtype)
+    for each in flat_streams(clip):
+        assert each.shape[2] == bench.net.timing.n_out(bench.steps)
+    emitted = [t for t in range(bench.steps) if bench.net.timing.emits(t)]
+    for k, t in enumerate(emitted):
+        for each, frame in zip(flat_streams(clip), flat_streams(frames[t]), strict=True):
+            assert_close(frame.value, each[:, :, k], f"step {t} is output {k}", bench.dtype)
+
+
+def check_poison(bench: Bench, gradients: bool) -> None:
+    """Law 7: a NaN in an invalid frame reaches no valid output, no state and no gradient."""
+    kept = bench.steps // 2 + 1
+    valid = np.zeros(2 * kept, bool)
+    valid[1::2] = True
+    (places,) = np.nonzero(valid)
+
+    def run(params: Any, x: Any, blank: jax.Array) -> tuple[jax.Array, Any]:
+        def gapped(x: jax.Array) -> co.Frame:
+            value = jnp.full((*x.shape[:2], len(valid), *x.shape[3:]), blank, x.dtype)
+            return co.Frame(value.at[:, :, places].set(x[:, :, :kept]), jnp.asarray(valid))
+
+        frames, state = bench.net.apply(
+            {"params": params, **bench.rest}, bench.fresh(), map_streams(gapped, x),
+            method="forward_steps",
+        )  # fmt: skip
+        total = jnp.zeros(())
+        for frame in flat_streams(frames):
+            shape = (1, 1, -1, *(1,) * (frame.value.ndim - 3))
+            clean = jnp.where(frame.valid.reshape(shape), frame.value, 0)
+            weights = jnp.cumsum(frame.valid).reshape(shape)
+            total += jnp.sum(jnp.sin(weights) * clean.astype(jnp.float32))
+        return total, (frames, state)
+
+    def differentiated(*args: Any) -> Any:
+        if not gradients:
+            return run(*args)[1], 0
+        (_, aux), grads = jax.value_and_grad(run, (0, 1), has_aux=True)(*args)
+        return aux, grads
+
+    compiled = jax.jit(differentiated)
+    (frames, state), grads = compiled(bench.params, bench.x, jnp.nan)
+    (clean_frames, clean_state), clean_grads = compiled(bench.params, bench.x, 0.0)
+    assert_same_bits(state, clean_state, "state after NaN frames")
+    assert_same_bits(grads, clean_grads, "gradients beside NaN frames")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)), "gradients beside NaN"
+    half, _ = bench.chunk(bench.fresh(), part(bench.x, 0, bench.steps // 2))
+    for frame, clean, dense in zip(
+        *map(flat_streams, (frames, clean_frames, half)), strict=True
+    ):
+        assert_same_bits(frame.dense(), clean.dense(), "outputs beside NaN frames")
+        if dense.valid.any():
+            alone = dense.dense()
+            beside = frame.dense()[:, :, : alone.shape[2]]
+            assert_close(beside, alone, "outputs beside invalid frames", bench.dtype)
+
+
+def check_independent_streams(bench: Bench, states: list[Any], rows: bool) -> None:
+    """Law 6: vmapped streams, each at its own place, and batch rows do not touch each other."""
+    places = sorted({1, bench.steps // 2, bench.steps - 1})
+    steps = [at(bench.x, t) for t in places]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[states[t] for t in places])
+    inputs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
+    frames, after = jax.jit(jax.vmap(bench._step))(stacked, inputs)
+    for i, t in enumerate(places):
+        own_frame, own_state = bench.step(states[t], steps[i])
+        assert_close(jax.tree.map(lambda a: a[i], after), own_state, "vmapped state", bench.dtype)
+        for each, own in zip(flat_streams(frames), flat_streams(own_frame), strict=True):
+            assert bool(each.valid[i]) == bool(own.valid)
+            if own.valid:
+                assert_close(each.value[i], own.value, f"stream at step {t}", bench.dtype)
+    last = bench.steps - 1
+    if rows and flat_streams(bench.x)[0].shape[0] > 1:
+        other = map_streams(lambda x: x.at[1:].multiply(-3), steps[-1])
+        changed, _ = bench.step(states[last], other)
+        frame, _ = bench.step(states[last], steps[-1])
+        for a, b in zip(flat_streams(changed), flat_streams(frame), strict=True):
+            assert_same_bits(a.value[0], b.value[0], "a row beside another row")
+
+
+def check_dtypes(bench: Bench) -> None:
+    """Law 10, and states whose structure, shapes, dtypes and strong types are fixed."""
+    half = bench.steps
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64):
+        if dtype == jnp.float64 and not jax.config.jax_enable_x64:
+            continue
+        spec = map_streams(lambda s, dtype=dtype: jax.ShapeDtypeStruct(s.shape, dtype), bench.spec)
+        state = jax.eval_shape(lambda spec=spec: bench.net.init_state(spec))
+        frame, after = jax.eval_shape(bench._step, state, spec)
+        assert all(not leaf.weak_type for leaf in jax.tree.leaves(after)), "weak types in a state"
+        assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(
+            lambda a: (a.shape, a.dtype), state
+        )
+        clip = map_streams(
+            lambda s: jax.ShapeDtypeStruct((*s.shape[:2], half, *s.shape[2:]), s.dtype), spec
+        )
+        y = jax.eval_shape(lambda x: bench.net.apply(bench.variables, x), clip)
+        for out in [*(f.value for f in flat_streams(frame)), *flat_streams(y)]:
+            assert out.dtype == dtype, f"{dtype} became {out.dtype}"
+        assert map_streams(lambda f: f.value.shape, frame) == map_streams(
+            lambda s: s.shape, bench.net.output_spec(spec)
+        ), "output_spec and the step"
+    batch = flat_streams(bench.spec)[0].shape[0]
+    for leaf in jax.tree.leaves(bench.fresh()):
+        assert not leaf.weak_type
+        assert leaf.ndim == 0 or leaf.shape[0] == batch
+
+
+def check_receptive_field(bench: Bench) -> None:
+    """Law 4: the declared receptive field is the measured one."""
+    timing = bench.net.timing
+    first = -(-max(timing.padding, 0) // timing.stride)  # The first output that sees no start padding.
+    start = first * timing.stride - timing.padding
+    steps = start + timing.receptive_field + timing.stride + max(0, timing.delay)
+
+    def reached(x: Any) -> Any:
+        y = bench.applied(bench.params, x, "forward")
+        return sum(jnp.sum(jnp.abs(leaf[:, :, first])) for leaf in flat_streams(y))
+
+    def seen(seed: jax.Array) -> jax.Array:
+        x = map_streams(
+            lambda s: jax.random.normal(seed, (*s.shape[:2], steps, *s.shape[2:]), s.dtype),
+            bench.spec,
+        )
+        grads = jax.grad(reached)(x)
+        marks = [jnp.any(g != 0, axis=(0, 1, *range(3, g.ndim))) for g in flat_streams(grads)]
+        return jnp.any(jnp.stack(marks), axis=0)
+
+    seeds = jax.random.split(jax.random.key(0), 24)
+    marks = np.asarray(jnp.any(jax.jit(jax.vmap(seen))(seeds), axis=0))
+    (touched,) = np.nonzero(marks)
+    assert (touched.min(), touched.max()) == (start, start + timing.receptive_field - 1), timing

@@ -1,0 +1,303 @@
+"""The laws, for every layer and combinator over a grid of arguments."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import cojax as co
+from tests.laws import check_laws, clip_of
+
+LAYERS = {
+    "conv1d": (lambda: co.Conv1d(3, 4, 3), (2, 3, 8)),
+    "conv1d same": (lambda: co.Conv1d(3, 4, 5, padding=2), (2, 3, 9)),
+    "conv1d full padding": (lambda: co.Conv1d(3, 4, 3, padding=2), (2, 3, 8)),
+    "conv1d strided": (lambda: co.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 10)),
+    "conv1d stride 3": (lambda: co.Conv1d(3, 4, 5, stride=3, padding=2), (1, 3, 14)),
+    "conv1d dilated": (lambda: co.Conv1d(3, 4, 3, dilation=2, padding=3), (2, 3, 10)),
+    "conv1d depthwise": (lambda: co.Conv1d(4, 8, 3, groups=4, bias=False), (2, 4, 8)),
+    "conv1d grouped": (lambda: co.Conv1d(4, 6, 3, groups=2, padding=1), (2, 4, 8)),
+    "conv1d pointwise strided": (lambda: co.Conv1d(3, 4, 1, stride=2), (2, 3, 8)),
+    "conv2d": (lambda: co.Conv2d(2, 4, (3, 2), padding=(1, 1)), (2, 2, 7, 4)),
+    "conv2d grouped dilated": (
+        lambda: co.Conv2d(4, 4, (2, 3), stride=(1, 2), dilation=(2, 1), groups=2),
+        (2, 4, 8, 7),
+    ),
+    "conv2d reflect": (
+        lambda: co.Conv2d(2, 4, 3, padding=(0, 1), padding_mode="reflect"),
+        (2, 2, 7, 4),
+    ),
+    "conv3d": (lambda: co.Conv3d(2, 3, 3, padding=1), (2, 2, 7, 4, 4)),
+    "conv3d strided": (
+        lambda: co.Conv3d(2, 4, (3, 3, 2), stride=(2, 2, 1), padding=(1, 1, 0), groups=2),
+        (2, 2, 9, 5, 4),
+    ),
+    "conv3d depthwise": (
+        lambda: co.Conv3d(3, 6, 3, stride=(1, 2, 1), padding=1, groups=3, dilation=(1, 1, 2)),
+        (2, 3, 7, 5, 6),
+    ),
+    "conv3d circular": (
+        lambda: co.Conv3d(2, 2, (2, 3, 3), padding=(0, 1, 1), padding_mode="circular"),
+        (2, 2, 6, 4, 4),
+    ),
+    "avgpool1d": (lambda: co.AvgPool1d(3, stride=1), (2, 3, 8)),
+    "avgpool1d default stride": (lambda: co.AvgPool1d(3), (2, 3, 11)),
+    "avgpool1d padded": (
+        lambda: co.AvgPool1d(4, stride=1, padding=2, count_include_pad=False),
+        (2, 3, 9),
+    ),
+    "avgpool1d ceil": (lambda: co.AvgPool1d(3, stride=2, padding=1, ceil_mode=True), (2, 3, 10)),
+    "avgpool1d ceil, pads not counted": (
+        lambda: co.AvgPool1d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
+        (2, 3, 10),
+    ),
+    "avgpool1d dilated": (
+        lambda: co.AvgPool1d(3, stride=1, padding=2, dilation=2, count_include_pad=False),
+        (2, 3, 9),
+    ),
+    "avgpool2d": (
+        lambda: co.AvgPool2d((2, 3), stride=(1, 2), padding=(1, 1), divisor_override=5),
+        (2, 3, 7, 5),
+    ),
+    "avgpool2d one frame": (lambda: co.AvgPool2d((1, 2), divisor_override=3), (2, 3, 6, 4)),
+    "avgpool3d": (
+        lambda: co.AvgPool3d(3, stride=2, padding=1, ceil_mode=True, count_include_pad=False),
+        (1, 2, 8, 6, 5),
+    ),
+    "avgpool3d counted pads": (
+        lambda: co.AvgPool3d((3, 2, 3), stride=(2, 2, 2), padding=(1, 1, 0), ceil_mode=True),
+        (1, 2, 8, 6, 6),
+    ),
+    "maxpool1d": (lambda: co.MaxPool1d(3, stride=1, padding=1), (2, 3, 8)),
+    "maxpool1d dilated": (lambda: co.MaxPool1d(3, stride=2, padding=2, dilation=2), (2, 3, 12)),
+    "maxpool2d": (lambda: co.MaxPool2d(2, stride=1, dilation=(1, 2), padding=1), (2, 3, 6, 5)),
+    "maxpool3d ceil": (
+        lambda: co.MaxPool3d((3, 2, 2), stride=(2, 2, 1), padding=(1, 0, 1), ceil_mode=True),
+        (1, 2, 8, 5, 4),
+    ),
+    "linear": (lambda: co.Linear(3, 5, channel_dim=1), (2, 3, 4)),
+    "linear last": (lambda: co.Linear(4, 5, bias=False), (2, 3, 4, 4)),
+    "batchnorm1d": (lambda: co.BatchNorm1d(3), (2, 3, 4)),
+    "batchnorm2d": (lambda: co.BatchNorm2d(3, affine=False), (2, 3, 4, 3)),
+    "batchnorm3d": (lambda: co.BatchNorm3d(3, eps=0.1), (2, 3, 4, 2, 2)),
+    "dropout": (lambda: co.Dropout(), (2, 3, 4)),
+    "relu": (lambda: co.ReLU(), (2, 3, 4)),
+    "sigmoid": (lambda: co.Sigmoid(), (2, 3, 4)),
+    "silu": (lambda: co.SiLU(), (2, 3, 4, 2)),
+    "softmax": (lambda: co.Softmax(dim=1), (2, 3, 4)),
+    "softmax last": (lambda: co.Softmax(dim=-1), (2, 3, 4, 5)),
+    "delay": (lambda: co.Delay(3), (2, 3, 8)),
+    "delay of 0": (lambda: co.Delay(0), (2, 3, 4)),
+    "delay centered": (lambda: co.Delay(2, auto_shrink=True), (2, 3, 10)),
+    "delay lagging": (lambda: co.Delay(2, auto_shrink="lagging"), (2, 3, 8)),
+    "delay cropped": (lambda: co.Delay(3, auto_shrink=(1, 2)), (2, 3, 10)),
+    "skip": (lambda: co.Skip(3), (2, 3, 8)),
+    "reshape": (lambda: co.Reshape(2, 12), (2, 3, 4, 4)),
+    "reshape inferred": (lambda: co.Reshape((-1, 2, 2)), (2, 3, 4, 4)),
+    "identity": (lambda: co.Identity(54, unused=True), (2, 3, 4)),
+    "lambda": (lambda: co.Lambda(lambda x: x * jnp.tanh(x)), (2, 3, 4)),
+    "lambda takes time": (lambda: co.Lambda(lambda x: x[:, :2] ** 2, takes_time=True), (2, 3, 4)),
+    "add": (lambda: co.Add(2.5), (2, 3, 4)),
+    "multiply": (lambda: co.Multiply(jnp.arange(3.0)[:, None] - 5), (2, 3, 4)),
+}
+
+COMBINATORS = {
+    "sequential": (
+        lambda: co.Sequential(
+            co.Conv1d(3, 4, 3, padding=1), co.BatchNorm1d(4), co.ReLU(), co.AvgPool1d(2)
+        ),
+        (2, 3, 10),
+    ),
+    "more than ten, named": (
+        lambda: co.Sequential(
+            {f"{11 - i}": co.Conv1d(2, 2, 1 + (i % 2)) if i % 3 else co.Add(i) for i in range(12)}
+        ),
+        (2, 2, 10),
+    ),
+    "strides behind strides": (
+        lambda: co.Sequential(
+            co.Conv1d(2, 4, 3, stride=2, padding=1),
+            co.MaxPool1d(2, stride=1),
+            co.Conv1d(4, 3, 3, stride=3, padding=2),
+        ),
+        (2, 2, 26),
+    ),
+    "padded behind ceil": (
+        lambda: co.Sequential(
+            co.AvgPool1d(3, stride=2, ceil_mode=True, padding=1),
+            co.Conv1d(2, 3, 3, padding=1),
+            co.MaxPool1d(2, ceil_mode=True),
+        ),
+        (2, 2, 18),
+    ),
+    "max behind max": (
+        lambda: co.Sequential(
+            co.MaxPool1d(3, stride=1, padding=1),
+            co.BroadcastReduce(co.MaxPool1d(3, stride=1, padding=1), co.Identity(), reduce="mul"),
+            co.Linear(2, 2, channel_dim=1),
+        ),
+        (2, 2, 9),
+    ),
+    "broadcast, parallel, reduce": (
+        lambda: co.Sequential(
+            co.Broadcast(),
+            co.Parallel(co.Conv1d(3, 3, 3, padding=1), co.Delay(2), co.Conv1d(3, 3, 5, padding=2)),
+            co.Reduce("sum"),
+        ),
+        (2, 3, 10),
+    ),
+    "dispatch": (
+        lambda: co.Sequential(
+            co.Broadcast(2),
+            co.Parallel(co.Conv1d(3, 3, 3, padding=1), co.Add(1)),
+            co.ParallelDispatch([1, [0, 0], 0]),
+            co.Parallel(
+                co.Conv1d(3, 3, 5, padding=2),
+                co.Sequential(co.Parallel(co.Delay(1), co.Add(2)), co.Reduce("max")),
+                co.Identity(),
+            ),
+            co.Reduce(lambda streams: streams[0] * streams[1] - streams[2]),
+        ),
+        (2, 3, 11),
+    ),
+    "several streams out": (
+        lambda: co.Sequential(co.Broadcast(2), co.Parallel(co.Conv1d(3, 2, 3, padding=1), co.ReLU())),
+        (2, 3, 8),
+    ),
+    "strided branches of unequal delay, k3 and k5": (
+        lambda: co.BroadcastReduce(
+            co.Conv1d(2, 3, 3, stride=2, padding=1), co.Conv1d(2, 3, 5, stride=2, padding=2)
+        ),
+        (2, 2, 12),
+    ),
+    "strided branches of unequal delay, k3 and k7": (
+        lambda: co.BroadcastReduce(
+            co.Conv1d(2, 3, 3, stride=2, padding=1), co.Conv1d(2, 3, 7, stride=2, padding=3)
+        ),
+        (2, 2, 14),
+    ),
+    "strided pointwise branch": (
+        lambda: co.BroadcastReduce(
+            co.Conv1d(2, 3, 1, stride=2), co.Conv1d(2, 3, 9, stride=2, padding=4)
+        ),
+        (2, 2, 16),
+    ),
+    "concat": (
+        lambda: co.BroadcastReduce(
+            {"b": co.Conv1d(2, 3, 1), "a": co.Conv1d(2, 2, 3, padding=1)}, reduce="concat"
+        ),
+        (2, 2, 8),
+    ),
+    "residual": (lambda: co.Residual(co.Conv1d(3, 3, 3, padding=1)), (2, 3, 8)),
+    "residual centered": (
+        lambda: co.Residual(co.Conv1d(3, 3, 5), residual_shrink=True),
+        (2, 3, 11),
+    ),
+    "residual centered and padded": (
+        lambda: co.Residual(co.Conv1d(3, 3, 7, padding=1), residual_shrink="centered"),
+        (2, 3, 12),
+    ),
+    "residual lagging": (
+        lambda: co.Residual(co.Conv1d(3, 3, 4), residual_shrink="lagging"),
+        (2, 3, 9),
+    ),
+    "residual leading": (
+        lambda: co.Residual(co.Conv1d(3, 3, 6, padding=1), residual_shrink="leading"),
+        (2, 3, 10),
+    ),
+    "nested residuals": (
+        lambda: co.Residual(
+            co.Sequential(
+                co.Residual(co.Conv2d(2, 2, 3, padding=1), reduce="max"),
+                co.Conv2d(2, 2, (3, 1), padding=(1, 0)),
+            ),
+            reduce="mul",
+        ),
+        (2, 2, 9, 3),
+    ),
+    "conditional on train": (
+        lambda: co.Conditional(
+            lambda module, x, train: not train, co.Conv1d(2, 2, 3, padding=1), co.Delay(2)
+        ),
+        (2, 2, 9),
+    ),
+    "conditional on data": (
+        lambda: co.Conditional(
+            lambda module, x, train: x[0].mean() > 0,
+            co.Conv1d(2, 2, 3, padding=1),
+            co.Conv1d(2, 2, 5, padding=2),
+        ),
+        (1, 2, 10),
+    ),
+    "conditional by row": (
+        lambda: co.Conditional(lambda module, x, train: x.mean(axis=1) > 0, co.Conv1d(2, 2, 3, padding=1)),
+        (3, 2, 10),
+    ),
+    "conditional by row, strided": (
+        lambda: co.Sequential(
+            co.Conditional(
+                lambda module, x, train: x.mean(axis=1) > 0,
+                co.Conv1d(2, 2, 3, stride=2, padding=1),
+                co.AvgPool1d(2, stride=2),
+            ),
+            co.Conv1d(2, 2, 3, padding=1),
+        ),
+        (3, 2, 12),
+    ),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Most of the time is compilation; random networks go through the optimised one."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+# What the Jacobian does not show: a predicate sees steps without a gradient, and streams that cross
+# in a dispatch make the declared field, which takes the longest at every stage, an upper bound.
+NO_FIELD = {
+    "conditional on data",
+    "conditional by row",
+    "conditional by row, strided",
+    "dispatch",
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_keep_the_laws(name):
+    build, shape = LAYERS[name]
+    check_laws(build(), clip_of(shape), rows=name != "reshape")
+
+
+@pytest.mark.parametrize("name", COMBINATORS)
+def test_combinators_keep_the_laws(name):
+    build, shape = COMBINATORS[name]
+    check_laws(build(), clip_of(shape), receptive_field=name not in NO_FIELD)
+
+
+@pytest.mark.parametrize("constant", [co.Constant(3.0), co.Zero(), co.One()])
+def test_constants_keep_the_laws(constant):
+    check_laws(constant, clip_of((2, 3, 4)), receptive_field=False)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        co.AdaptiveAvgPool2d((1, 3), kernel_size=6),
+        co.AdaptiveMaxPool2d((1, None), kernel_size=6),
+    ],
+)
+def test_adaptive_pools_keep_the_laws_for_clips_of_their_length(net):
+    check_laws(net, clip_of((2, 3, 6, 5)), receptive_field=False)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        co.AdaptiveAvgPool3d((1, 2, 3), kernel_size=5),
+        co.AdaptiveMaxPool3d((1, 1, 2), kernel_size=5),
+    ],
+)
+def test_adaptive_pools_3d_keep_the_laws_for_clips_of_their_length(net):
+    check_laws(net, clip_of((1, 2, 5, 4, 4)), receptive_field=False)
