@@ -1,0 +1,1 @@
+"""How convolutions and pools are lowered."""

@@ -1,0 +1,1 @@
+"""Exchange with other libraries. Nothing here is imported before it is used."""

@@ -1,0 +1,141 @@
+"""Where a network's variables lie in a torch ``state_dict``."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cojax.combinators.conditional import Conditional
+from cojax.combinators.parallel import BroadcastReduce, Parallel
+from cojax.layers.conv import _Conv
+from cojax.layers.linear import Linear
+from cojax.layers.norm import _BatchNorm
+from cojax.module import CoModule
+
+Convert = Callable[[np.ndarray], np.ndarray]
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+class Leaf(NamedTuple):
+    """How one variable of a layer is called, and laid out, in torch."""
+
+    collection: str
+    name: str
+    torch_name: str
+    from_torch: Convert = _same
+    to_torch: Convert = _same
+
+
+_OUT_IN_FIRST = Leaf(
+    "params",
+    "kernel",
+    "weight",
+    lambda x: np.moveaxis(x, (0, 1), (-1, -2)),
+    lambda x: np.moveaxis(x, (-1, -2), (0, 1)),
+)
+_BIAS = Leaf("params", "bias", "bias")
+
+# The variables of the layers that have any, in torch's order.
+_LEAVES: dict[type[CoModule], tuple[Leaf, ...]] = {
+    _Conv: (_OUT_IN_FIRST, _BIAS),
+    Linear: (_OUT_IN_FIRST, _BIAS),
+    _BatchNorm: (
+        Leaf("params", "scale", "weight"),
+        _BIAS,
+        Leaf("batch_stats", "mean", "running_mean"),
+        Leaf("batch_stats", "var", "running_var"),
+        Leaf(
+            "batch_stats",
+            "num_batches_tracked",
+            "num_batches_tracked",
+            lambda x: x.astype(np.int32),
+            lambda x: x.astype(np.int64),
+        ),
+    ),
+}
+
+
+class Entry(NamedTuple):
+    """One variable of a network.
+
+    Attributes:
+      path: where it lies in the variables, collection first.
+      spec: its shape and dtype.
+      name: its torch name, by the modules' own names.
+      delayed_name: its name in ``continual``, which wraps a branch that it delays.
+      leaf: how it is laid out in torch.
+    """
+
+    path: tuple[str, ...]
+    spec: jax.ShapeDtypeStruct
+    name: str
+    delayed_name: str
+    leaf: Leaf
+
+    @property
+    def torch_shape(self) -> tuple[int, ...]:
+        return self.leaf.to_torch(np.broadcast_to(np.zeros((), bool), self.spec.shape)).shape
+
+
+def entries(net: CoModule) -> list[Entry]:
+    """Every variable of the network, in torch's order.
+
+    Raises:
+      TypeError: for a layer whose variables have no known names in torch.
+    """
+    specs = jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
+    found = list(_entries(net, specs, (), (), ()))
+    known = {entry.path for entry in found}
+    for path, _ in jax.tree_util.tree_flatten_with_path(specs)[0]:
+        keys = tuple(part.key for part in path)
+        if keys not in known:
+            raise TypeError(f"the variable {'/'.join(keys)} has no known name in torch")
+    return found
+
+
+def _entries(
+    module: CoModule,
+    specs: Any,
+    path: tuple[str, ...],
+    names: tuple[str, ...],
+    delayed: tuple[str, ...],
+) -> Iterator[Entry]:
+    for kind, leaves in _LEAVES.items():
+        if isinstance(module, kind):
+            for leaf in leaves:
+                place = (leaf.collection, *path, leaf.name)
+                spec = _at(specs, place)
+                if spec is not None:
+                    name, long = (".".join((*n, leaf.torch_name)) for n in (names, delayed))
+                    yield Entry(place, spec, name, long, leaf)
+    for name, child in module.children().items():
+        wrapped = _wrapped(module, name)
+        yield from _entries(
+            child, specs, (*path, f"layers_{name}"), (*names, name), (*delayed, *wrapped)
+        )
+
+
+def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:
+    """The path of a child in ``continual``, which puts a Delay behind it, or before it."""
+    if isinstance(module, Parallel | BroadcastReduce) and module.shifts()[name]:
+        return (name, "0")
+    if isinstance(module, Conditional) and module.shifts()[name]:
+        return (name, "1")
+    return (name,)
+
+
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        if key not in tree:
+            return None
+        tree = tree[key]
+    return tree
+
+
+def flattened(name: str) -> str:
+    """A name without its numeric parts, as ``continual`` flattens it."""
+    return ".".join(part for part in name.split(".") if not part.isdigit())

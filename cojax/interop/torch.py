@@ -1,0 +1,322 @@
+"""PyTorch checkpoints in and out.
+
+Reading and writing ``.safetensors`` needs no torch; the other formats do.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from cojax.interop.names import Entry, entries, flattened
+from cojax.module import CoModule
+
+Rename = Mapping[str, str] | Callable[[str], str]
+
+_TORCH_FILES = (".pt", ".pth", ".pyth", ".ckpt")
+_NESTED_UNDER = ("state_dict", "model_state", "model")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be read, or does not fit a network. The message names every entry."""
+
+
+def load_torch(
+    net: CoModule,
+    source: Mapping[str, Any] | str | os.PathLike[str],
+    flatten: bool = False,
+    rename: Rename | None = None,
+) -> dict[str, Any]:
+    """The variables of a network from a PyTorch checkpoint.
+
+    Every tensor is used exactly once, and keeps its dtype (float64 becomes float32, as everywhere
+    in JAX, unless x64 is enabled). ``num_batches_tracked`` may be absent, and then is zero.
+
+    Example::
+
+        variables = co.load_torch(net, "weights.pt")
+        y = net.apply(variables, clip)
+
+    Args:
+      net: the network, whose module names are those of the checkpoint.
+      source: a ``state_dict`` of torch tensors or numpy arrays; or a file: ``.safetensors``, or
+        (with torch, always with ``weights_only=True``) ``.pt``, ``.pth``, ``.pyth``, ``.ckpt``. The
+        state dict may be nested under "state_dict", "model_state" or "model". Names may be those
+        that ``continual`` gives to branches that it delays.
+      flatten: whether the checkpoint's names are flattened: without their numeric parts.
+      rename: the network's name for each of the checkpoint's: a mapping of those that differ, or a
+        function.
+
+    Returns:
+      The variables: ``params`` and, where there are any, ``batch_stats``.
+
+    Raises:
+      CheckpointError: if the file cannot be read; with every missing, unexpected and mis-shaped
+        entry if it does not fit.
+    """
+    state_dict = _read(source)
+    given: dict[str, Any] = {}
+    for name, tensor in state_dict.items():
+        new = _renamed(name, rename)
+        if new in given:
+            raise CheckpointError(f"two entries of the checkpoint are called {new!r} when renamed")
+        given[new] = tensor
+
+    wanted = entries(net)
+    names = _names(wanted, given, flatten)
+    problems = [
+        *_missing(wanted, names, given),
+        *_unexpected(wanted, names, given),
+        *_misshaped(wanted, names, given),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the checkpoint does not fit {type(net).__name__}:\n  " + "\n  ".join(problems)
+        )
+    variables: dict[str, Any] = {}
+    for entry in wanted:
+        name = names[entry.path]
+        if name in given:
+            value = entry.leaf.from_torch(_array(given[name]))
+        else:
+            value = np.zeros(entry.spec.shape, entry.spec.dtype)
+        _put(variables, entry.path, jnp.asarray(value))
+    variables.setdefault("params", {})
+    return variables
+
+
+def to_torch(
+    net: CoModule, variables: Mapping[str, Any], delayed_names: bool = False
+) -> dict[str, Any]:
+    """A ``state_dict`` of torch tensors: the inverse of :func:`load_torch`.
+
+    Example::
+
+        torch_module.load_state_dict(co.to_torch(net, variables))
+
+    Args:
+      net: the network.
+      variables: its variables.
+      delayed_names: whether the branches that ``continual`` delays by itself are named as there
+        (``0.0.weight``), so that the same network built with ``continual`` loads them.
+
+    Returns:
+      The tensors by name, in torch's order.
+
+    Raises:
+      CheckpointError: if the variables are not those of the network.
+      ImportError: if torch is not installed.
+    """
+    torch = _torch("to_torch")
+    return {
+        name: torch.from_numpy(value) if value.dtype.kind != "V" else _half(torch, value)
+        for name, value in _exported(net, variables, delayed_names).items()
+    }
+
+
+def save_torch(
+    path: str | os.PathLike[str],
+    net: CoModule,
+    variables: Mapping[str, Any],
+    delayed_names: bool = False,
+) -> None:
+    """Writes a checkpoint that torch loads.
+
+    Args:
+      path: ``.safetensors`` (needs no torch), or ``.pt``, ``.pth``, ``.pyth``, ``.ckpt``.
+      net: the network.
+      variables: its variables.
+      delayed_names: as of :func:`to_torch`.
+
+    Raises:
+      CheckpointError: if the variables are not those of the network, or for another suffix.
+      ImportError: if torch is needed and not installed.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import save_file
+
+        save_file(_exported(net, variables, delayed_names), path)
+    elif path.suffix in _TORCH_FILES:
+        _torch(f"writing {path.suffix} files").save(to_torch(net, variables, delayed_names), path)
+    else:
+        raise CheckpointError(_unknown_suffix(path))
+
+
+def _exported(
+    net: CoModule, variables: Mapping[str, Any], delayed_names: bool
+) -> dict[str, np.ndarray]:
+    exported, problems = {}, []
+    for entry in entries(net):
+        value: Any = variables
+        for key in entry.path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        name = entry.delayed_name if delayed_names else entry.name
+        if value is None:
+            problems.append(f"missing {'/'.join(entry.path)}")
+        elif np.shape(value) != entry.spec.shape:
+            problems.append(
+                f"{'/'.join(entry.path)} has shape {np.shape(value)}, expected {entry.spec.shape}"
+            )
+        else:
+            exported[name] = np.array(entry.leaf.to_torch(np.asarray(value)), order="C")
+    if problems:
+        raise CheckpointError(
+            f"the variables are not those of {type(net).__name__}:\n  " + "\n  ".join(problems)
+        )
+    return exported
+
+
+def _read(source: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, Any]:
+    where = "the checkpoint"
+    content: Any = source
+    if isinstance(source, str | os.PathLike):
+        where, content = str(source), _read_file(Path(source))
+    for key in _NESTED_UNDER:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{where} holds a {type(content).__name__}, expected a state_dict; save "
+            "module.state_dict(), not the module"
+        )
+    for name, tensor in content.items():
+        if not hasattr(tensor, "shape"):
+            raise CheckpointError(
+                f"{where} is no state_dict: its entry {name!r} is a {type(tensor).__name__}; a "
+                f"state_dict may be nested under one of {', '.join(map(repr, _NESTED_UNDER))}"
+            )
+    return content
+
+
+def _read_file(path: Path) -> Any:
+    if path.suffix not in (".safetensors", *_TORCH_FILES):
+        raise CheckpointError(_unknown_suffix(path))
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.numpy import load_file
+
+            return load_file(path)
+        torch = _torch(f"reading {path.suffix} files")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint of tensors (nothing else is ever loaded): {error}"
+        ) from error
+
+
+def _unknown_suffix(path: Path) -> str:
+    return f"{path} must end in .safetensors, {', '.join(_TORCH_FILES)}"
+
+
+def _torch(what: str) -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs torch: pip install 'cojax[torch]' (or use .safetensors, which does not)"
+        ) from error
+    return torch
+
+
+def _half(torch: Any, value: np.ndarray) -> Any:
+    """A bfloat16 tensor, a dtype that numpy has not got."""
+    return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        if str(tensor.dtype) == "torch.bfloat16":
+            import torch
+
+            return tensor.view(torch.uint16).numpy().view(jnp.bfloat16)
+        return tensor.numpy()
+    return np.asarray(tensor)
+
+
+def _renamed(name: str, rename: Rename | None) -> str:
+    if rename is None:
+        return name
+    return rename(name) if callable(rename) else rename.get(name, name)
+
+
+def _names(
+    wanted: list[Entry], given: Mapping[str, Any], flatten: bool
+) -> dict[tuple[str, ...], str]:
+    """The checkpoint's name for each variable."""
+    if not flatten:
+        return {
+            entry.path: entry.delayed_name if entry.delayed_name in given else entry.name
+            for entry in wanted
+        }
+    names = {entry.path: flattened(entry.name) for entry in wanted}
+    if len(set(names.values())) < len(names):
+        twice = sorted({n for n in names.values() if list(names.values()).count(n) > 1})
+        raise CheckpointError(
+            "the network's names cannot be flattened: without their numeric parts several become "
+            + ", ".join(twice)
+        )
+    return names
+
+
+def _missing(wanted: list[Entry], names: Mapping[Any, str], given: Mapping[str, Any]) -> list[str]:
+    used = set(names.values())
+    missing = [
+        entry
+        for entry in wanted
+        if names[entry.path] not in given and entry.leaf.name != "num_batches_tracked"
+    ]
+    unused = [name for name in given if name not in used]
+    return [
+        f"missing {names[entry.path]}, of shape {entry.torch_shape}"
+        + _nearest(names[entry.path], unused, given)
+        for entry in missing
+    ]
+
+
+def _unexpected(
+    wanted: list[Entry], names: Mapping[Any, str], given: Mapping[str, Any]
+) -> list[str]:
+    used = set(names.values())
+    absent = {names[e.path]: e.torch_shape for e in wanted if names[e.path] not in given}
+    return [
+        f"unexpected {name}, of shape {tuple(tensor.shape)}" + _nearest(name, list(absent))
+        for name, tensor in given.items()
+        if name not in used
+    ]
+
+
+def _misshaped(
+    wanted: list[Entry], names: Mapping[Any, str], given: Mapping[str, Any]
+) -> list[str]:
+    return [
+        f"{name} has shape {tuple(given[name].shape)}, expected {entry.torch_shape}"
+        for entry in wanted
+        for name in [names[entry.path]]
+        if name in given and tuple(given[name].shape) != entry.torch_shape
+    ]
+
+
+def _nearest(
+    name: str, candidates: list[str], given: Mapping[str, Any] | None = None
+) -> str:
+    close = difflib.get_close_matches(name, candidates, n=2, cutoff=0.5)
+    if not close:
+        return ""
+    shown = [f"{c} {tuple(given[c].shape)}" if given is not None else c for c in close]
+    return f" (nearest: {', '.join(shown)})"
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[path[-1]] = value
