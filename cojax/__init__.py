@@ -32,6 +32,8 @@ from cojax.layers.pooling import (
 )
 from cojax.layers.shape import Reshape
 from cojax.module import CoModule, Frame, InputError
+from cojax.streaming.files import StateFileError
+from cojax.streaming.stream import Stream
 from cojax.timing import Timing
 
 __version__ = "0.1.0"
@@ -80,6 +82,8 @@ __all__ = [
     "Sigmoid",
     "Skip",
     "Softmax",
+    "StateFileError",
+    "Stream",
     "Timing",
     "Zero",
     "load_torch",

@@ -1,0 +1,1 @@
+"""Streams on the host: jitted, donated stepping, saved and resumed."""

@@ -1,0 +1,234 @@
+"""A live stream in plain Python."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from cojax.combinators.conditional import Conditional
+from cojax.module import (
+    CoModule,
+    Frame,
+    InputError,
+    Spec,
+    State,
+    flat_streams,
+    length_of,
+    map_streams,
+    spec_of,
+    walk,
+    without_time,
+)
+from cojax.streaming.files import StateFile, StateFileError
+
+
+class Stream:
+    """Runs a network on a live stream, one step at a time.
+
+    The step is compiled once and updates its state in place. Calls return as soon as the step is
+    dispatched, like any JAX computation.
+
+    Example::
+
+        stream = co.Stream(net, variables, jax.ShapeDtypeStruct((1, 6), "float32"))
+        for sample in sensor:
+            y = stream(sample)  # (1, C', *S'), or None while nothing is emitted
+            if y is not None:
+                act_on(y)
+
+    Attributes:
+      net: the network.
+      variables: its variables.
+      spec: the shape and dtype of a step.
+      step: the number of steps taken so far.
+    """
+
+    def __init__(
+        self, net: CoModule, variables: Mapping[str, Any], x_t: Any, dtype: Any = None
+    ) -> None:
+        """A fresh stream.
+
+        Args:
+          net: the network.
+          variables: its variables, as from ``net.init`` or :func:`cojax.load_torch`.
+          x_t: what a step looks like: an array, a ``jax.ShapeDtypeStruct``, or a shape with
+            ``dtype`` (default float32); a tuple for several streams.
+          dtype: the dtype, where ``x_t`` is a shape.
+
+        Raises:
+          InputError: if such a step does not fit the network.
+        """
+        self.net = net
+        self.variables = variables
+        fresh = net.init_state(x_t, dtype)
+        if isinstance(x_t, tuple | list) and all(isinstance(n, int) for n in x_t):
+            x_t = Spec(tuple(x_t), jnp.float32 if dtype is None else dtype)
+        self.spec = map_streams(spec_of, x_t)
+        self._timing = net.timing
+        self._device = _committed_to(variables)
+        # Where a traced predicate freezes branches, only the device knows what is valid.
+        self._clocked = not any(
+            isinstance(module, Conditional) and module.advance == "taken" for _, module in walk(net)
+        )
+        self._compiled_step = jax.jit(self._apply_step, donate_argnums=0)
+        self._compiled_steps = jax.jit(
+            self._apply_steps, donate_argnums=0, static_argnames="pad_end"
+        )
+        self.step = 0
+        self._state = self._owned(fresh)
+
+    def __call__(self, x_t: Any) -> Any:
+        """Takes one step.
+
+        Args:
+          x_t: the step ``(B, C, *S)``; a tuple for several streams.
+
+        Returns:
+          The output ``(B, C', *S')`` (a tuple for several streams), or None where none is emitted.
+
+        Raises:
+          InputError: if the step has another shape or dtype. The stream stays as it was.
+        """
+        self._check(x_t)
+        frames, self._state = self._compiled_step(self._state, self.variables, x_t)
+        self.step += 1
+        emitted = self._timing.emits(self.step - 1)
+        if not self._clocked:
+            emitted = all(bool(frame.valid) for frame in flat_streams(frames))
+        return map_streams(_value, frames) if emitted else None
+
+    def steps(self, xs: Any, pad_end: bool = False) -> Any:
+        """Takes many steps at once. Compiles once for every length of chunk.
+
+        Args:
+          xs: the steps ``(B, C, T, *S)``; a tuple for several streams.
+          pad_end: whether the outputs that only end padding brings out follow, as if the stream
+            ended here. The stream itself goes on.
+
+        Returns:
+          The outputs ``(B, C', T', *S')``, or None if there are none.
+
+        Raises:
+          InputError: if the steps have another shape or dtype. The stream stays as it was.
+        """
+        steps = length_of(xs)
+        self._check(map_streams(lambda x: without_time(spec_of(x)), xs))
+        frames, self._state = self._compiled_steps(self._state, self.variables, xs, pad_end)
+        start, self.step = self.step, self.step + steps
+        if not self._clocked:
+            dense = map_streams(Frame.dense, frames)
+            return None if any(y is None for y in flat_streams(dense)) else dense
+        timing = self._timing
+        flush = timing.end if pad_end else 0
+        places = [t for t in range(steps + flush) if timing.emits(start + t)]
+        if not places:
+            return None
+        return map_streams(
+            lambda frame: frame.value[:, :, places[0] : places[-1] + 1 : timing.stride], frames
+        )
+
+    def reset(self) -> None:
+        """Forgets everything: the next step is the first."""
+        self._state = self._owned(self.net.init_state(self.spec))
+        self.step = 0
+
+    @property
+    def state(self) -> State:
+        """A snapshot of the network's state, which the stream does not touch any more."""
+        return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self._state)
+
+    def restore(self, state: State, step: int) -> None:
+        """Goes on from a snapshot.
+
+        Args:
+          state: the network's state.
+          step: the number of steps taken before it.
+
+        Raises:
+          InputError: if the state is not one of this network on such steps.
+        """
+        self.net._check(state, self.spec)
+        self._state = self._owned(state)
+        self.step = step
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the stream's state and place to a file, whole or not at all.
+
+        A process that resumes from it goes on, bit for bit, where this stream is now. An
+        interrupted save leaves the file before it as it was.
+
+        Args:
+          path: the file; an existing one is replaced.
+        """
+        StateFile.of(self.net, self.variables, self.spec, self.step, self._state).write(path)
+
+    @classmethod
+    def resume(
+        cls, path: str | os.PathLike[str], net: CoModule, variables: Mapping[str, Any]
+    ) -> "Stream":
+        """The stream that was saved to a file.
+
+        Args:
+          path: the file.
+          net: the same network.
+          variables: the same variables.
+
+        Raises:
+          StateFileError: if the file cannot be read, is damaged, or was saved by a stream of
+            another network or other variables.
+        """
+        saved = StateFile.read(path)
+        saved.require_same(net, variables, path)
+        try:
+            stream = cls(net, variables, saved.spec)
+            stream.restore(saved.state, saved.step)
+        except InputError as error:
+            raise StateFileError(f"{path} does not fit the network: {error}") from error
+        return stream
+
+    def _apply_step(self, state: State, variables: Mapping[str, Any], x_t: Any) -> Any:
+        return self.net.apply(variables, state, x_t, method="forward_step")
+
+    def _apply_steps(
+        self, state: State, variables: Mapping[str, Any], xs: Any, pad_end: bool
+    ) -> Any:
+        return self.net.apply(variables, state, xs, pad_end, method="forward_steps")
+
+    def _owned(self, state: State) -> State:
+        """A copy that may be donated, fresh and restored ones placed alike: or a step recompiles."""
+        owned = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
+        return owned if self._device is None else jax.device_put(owned, self._device)
+
+    def _check(self, x: Any) -> None:
+        """Compares a step, or its spec, with those that the stream takes."""
+        if isinstance(self.spec, Spec) and getattr(x, "shape", None) == self.spec.shape:
+            if x.dtype == self.spec.dtype:
+                return
+        given, wanted = (
+            [(s.shape, s.dtype) for s in flat_streams(map_streams(spec_of, each))]
+            for each in (x, self.spec)
+        )
+        if given != wanted:
+            raise InputError(
+                f"this stream takes steps of {_listed(wanted)}, got {_listed(given)}; reshape or "
+                "cast them, or open a stream of their own"
+            )
+
+
+def _value(frame: Frame) -> Array:
+    return frame.value
+
+
+def _listed(specs: list[Any]) -> str:
+    return " and ".join(f"{jnp.dtype(dtype).name}{list(shape)}" for shape, dtype in specs)
+
+
+def _committed_to(variables: Mapping[str, Any]) -> Any:
+    """The sharding that the variables are committed to, if any."""
+    for leaf in jax.tree.leaves(variables):
+        if isinstance(leaf, jax.Array) and leaf.committed and len(leaf.devices()) == 1:
+            return leaf.sharding
+    return None
