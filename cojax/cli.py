@@ -1,0 +1,143 @@
+"""The command line: ``cojax demo`` and ``cojax stream``."""
+
+import argparse
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import cojax as co
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command, and returns its exit status: 0, or 2 for arguments that do not work."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, ImportError, OSError) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader has gone: nothing is left to say, and nowhere to say it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        print(f"cojax {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="cojax", description=co.__doc__)
+    parser.add_argument("--version", action="version", version=f"cojax {co.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    demo = commands.add_parser(
+        "demo",
+        help="stream 40 smart-watch recordings through a trained network",
+        description="Streams 40 embedded smart-watch recordings through a trained network, one "
+        "sample at a time, and compares the stream with the clips.",
+    )
+    demo.add_argument("--plot", metavar="FILE.png", help="draw one recording (needs matplotlib)")
+    demo.add_argument(
+        "--recording", type=int, default=39, metavar="N", help="the one to draw (default %(default)s)"
+    )
+    demo.set_defaults(run=_demo)
+
+    stream = commands.add_parser(
+        "stream",
+        help="answer samples from standard input, line by line",
+        description="Reads samples from standard input, a line of numbers each, and answers every "
+        "line at once. Without --net it runs the network of the demo.",
+    )
+    stream.add_argument(
+        "--net",
+        metavar="WHERE:FUNCTION",
+        default="cojax.demo.network:activity_network",
+        help="a function that returns the network, in a module or a .py file (default %(default)s)",
+    )
+    stream.add_argument("--weights", metavar="FILE", help="the network's PyTorch checkpoint")
+    stream.add_argument(
+        "--shape", metavar="C[,H,W]", help="the shape of a sample (default: as long as line 1)"
+    )
+    stream.add_argument("--labels", metavar="A,B,...", help="names of the outputs")
+    stream.add_argument("--json", action="store_true", help="answer with a JSON object a line")
+    stream.add_argument(
+        "--state",
+        metavar="FILE",
+        help="resume from this file if it is there, and save to it when the input ends",
+    )
+    stream.set_defaults(run=_stream)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from cojax.demo import plot, recordings, run
+
+    data = recordings.load("test")
+    if not 1 <= options.recording <= len(data.x):
+        raise ValueError(f"--recording must be from 1 to {len(data.x)}, got {options.recording}")
+    if options.plot:
+        plot.require()
+    outcome = run.run()
+    if options.plot:
+        number = options.recording - 1
+        plot.draw(data, number, outcome.outputs[number], options.plot)
+        print(f"\ndrew recording {options.recording} in {options.plot}")
+    return 0
+
+
+def _stream(options: argparse.Namespace) -> int:
+    from cojax.demo import network
+    from cojax.streaming import lines
+
+    net = _network(options.net)
+    labels = options.labels.split(",") if options.labels else None
+    if options.weights:
+        variables = co.load_torch(net, options.weights)
+    elif options.net == "cojax.demo.network:activity_network":
+        variables, labels = network.trained_variables(net), labels or list(network.LABELS)
+    else:
+        raise ValueError("--net needs --weights, the checkpoint with its weights")
+    incoming = iter(sys.stdin)
+    if options.shape:
+        shape = [int(size) for size in options.shape.split(",")]
+    elif options.net == "cojax.demo.network:activity_network":
+        shape = [6]
+    else:
+        first = next(incoming, None)
+        if first is None:
+            return 0
+        shape = [len(first.replace(",", " ").split())]
+        incoming = (line for part in ([first], incoming) for line in part)
+    stream = lines.open_stream(net, variables, shape, options.state)
+    width = net.output_spec(stream.spec).shape[1]
+    if labels is not None and len(labels) != width:
+        raise ValueError(f"--labels names {len(labels)} outputs, the network has {width}")
+    lines.answer(stream, incoming, sys.stdout, sys.stderr, labels, options.json, options.state)
+    return 0
+
+
+def _network(where: str) -> co.CoModule:
+    """The network that a function makes, in an importable module or a file."""
+    place, _, name = where.rpartition(":")
+    if not place:
+        raise ValueError(f"--net is WHERE:FUNCTION, as in my_networks.py:tiny, got {where!r}")
+    if place.endswith(".py"):
+        spec = importlib.util.spec_from_file_location("cojax_user_network", place)
+        if spec is None or spec.loader is None:
+            raise ValueError(f"{place} cannot be imported")
+        module: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    if not hasattr(module, name):
+        raise ValueError(f"{place} has no function {name!r}")
+    net = getattr(module, name)()
+    if not isinstance(net, co.CoModule):
+        raise ValueError(f"{where} returned a {type(net).__name__}, expected a CoModule")
+    return net
+
+
+if __name__ == "__main__":
+    sys.exit(main())

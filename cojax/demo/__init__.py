@@ -1,0 +1,1 @@
+"""An embedded example: what a person wearing a smart watch is doing."""

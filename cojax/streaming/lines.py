@@ -1,0 +1,109 @@
+"""``cojax stream``: answers samples line by line, as a sensor delivers them."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from cojax.streaming.stream import Stream
+
+
+class MalformedLine(ValueError):
+    """A line is not a sample."""
+
+
+def parse(line: str, shape: Sequence[int]) -> np.ndarray:
+    """A sample ``(1, *shape)`` from its numbers, separated by commas or white space.
+
+    Raises:
+      MalformedLine: unless there are exactly as many numbers as entries, all finite.
+    """
+    words = line.replace(",", " ").split()
+    expected = math.prod(shape)
+    if len(words) != expected:
+        raise MalformedLine(f"expected {expected} numbers, got {len(words)}")
+    try:
+        values = [float(word) for word in words]
+    except ValueError as error:
+        raise MalformedLine(str(error)) from error
+    for word, value in zip(words, values, strict=True):
+        if not math.isfinite(value):
+            raise MalformedLine(f"{word!r} is not a finite number")
+    return np.array(values, np.float32).reshape(1, *shape)
+
+
+def answer(
+    stream: Stream,
+    lines: Iterable[str],
+    out: TextIO,
+    errors: TextIO,
+    labels: Sequence[str] | None = None,
+    as_json: bool = False,
+    save: str | os.PathLike[str] | None = None,
+) -> int:
+    """Answers each line at once with a line.
+
+    A line is answered by its number and the output: the most probable label and its value where
+    there are labels, else the numbers; ``-`` where the network emits nothing. A malformed line is
+    reported with its number, is not answered, and does not disturb the stream.
+
+    Args:
+      stream: the stream, over one-sample batches.
+      lines: the samples.
+      out: where answers go.
+      errors: where malformed lines are reported.
+      labels: names of the output's entries.
+      as_json: whether answers are JSON objects ``{"line", "output", "label"}``.
+      save: where the stream is saved when the lines end.
+
+    Returns:
+      The number of malformed lines.
+    """
+    malformed = 0
+    try:
+        for number, line in enumerate(lines, 1):
+            try:
+                x_t = parse(line, stream.spec.shape[1:])
+            except MalformedLine as error:
+                malformed += 1
+                print(f"line {number}: {error}", file=errors, flush=True)
+                continue
+            y = stream(x_t)
+            values = None if y is None else np.asarray(y[0])
+            print(_answer(number, values, labels, as_json), file=out, flush=True)
+    finally:
+        if save is not None:
+            stream.save(save)
+    return malformed
+
+
+def _answer(
+    number: int, values: np.ndarray | None, labels: Sequence[str] | None, as_json: bool
+) -> str:
+    label = None
+    if values is not None and labels is not None:
+        label = labels[int(values.reshape(len(labels), -1).mean(axis=1).argmax())]
+    if as_json:
+        content: dict[str, Any] = {
+            "line": number,
+            "output": None if values is None else values.tolist(),
+        }
+        return json.dumps(content | ({"label": label} if labels is not None else {}))
+    if values is None:
+        return f"{number}\t-"
+    if label is not None:
+        return f"{number}\t{label}\t{values.max():.3f}"
+    return f"{number}\t" + " ".join(f"{value:.6g}" for value in values.ravel())
+
+
+def open_stream(
+    net: Any, variables: Any, shape: Sequence[int], state: str | os.PathLike[str] | None
+) -> Stream:
+    """A stream of samples of this shape: resumed, where its state file exists, else fresh."""
+    if state is not None and Path(state).exists():
+        return Stream.resume(state, net, variables)
+    return Stream(net, variables, (1, *shape))
