@@ -40,7 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--plot", metavar="FILE.png", help="draw one recording (needs matplotlib)")
     demo.add_argument(
-        "--recording", type=int, default=39, metavar="N", help="the one to draw (default %(default)s)"
+        "--recording",
+        type=int,
+        default=39,
+        metavar="N",
+        help="the one to draw (default %(default)s)",
     )
     demo.set_defaults(run=_demo)
 

@@ -213,6 +213,14 @@ class CoModule(nn.Module):
     state need neither variables nor a bound module.
     """
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        # What needs no variables must not set them up, as Flax's wrapper of methods would; an
+        # override does not inherit the mark.
+        for name in ("children", "output_spec", "fresh_state"):
+            if name in cls.__dict__:
+                nn.nowrap(cls.__dict__[name])
+        super().__init_subclass__(**options)
+
     # What a subclass implements.
 
     @property
@@ -393,7 +401,9 @@ class CoModule(nn.Module):
         spec = map_streams(spec_of, x_t)
         for stream in flat_streams(spec):
             if len(stream.shape) < 2:
-                raise InputError(f"a step has the axes (batch, channel, *space), got {stream.shape}")
+                raise InputError(
+                    f"a step has the axes (batch, channel, *space), got {stream.shape}"
+                )
         self.output_spec(spec)
         return self.fresh_state(spec)
 
@@ -495,7 +505,9 @@ def require_step(x: Any, module: CoModule, space: int, channels: int | None = No
     if space == 1:
         axes = "batch, channel, space"
     if isinstance(x, tuple):
-        raise InputError(f"{type(module).__name__} takes one stream, got {len(x)}; Reduce them first")
+        raise InputError(
+            f"{type(module).__name__} takes one stream, got {len(x)}; Reduce them first"
+        )
     if len(x.shape) != 2 + space:
         clip_axes = axes.replace("channel", "channel, time")
         raise InputError(

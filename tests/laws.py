@@ -50,9 +50,7 @@ def clip_of(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> j
 
 
 def tolerance(dtype: Any) -> dict[str, float]:
-    return (
-        {"rtol": 1e-9, "atol": 1e-10} if dtype == jnp.float64 else {"rtol": 1e-4, "atol": 1e-5}
-    )
+    return {"rtol": 1e-9, "atol": 1e-10} if dtype == jnp.float64 else {"rtol": 1e-4, "atol": 1e-5}
 
 
 def assert_close(a: Any, b: Any, what: str, dtype: Any) -> None:
@@ -188,7 +186,8 @@ def check_stream_equals_clip(bench: Bench, frames: list[Any], gradients: bool) -
         # Unequal weights, so that a misplaced output shows.
         weights = [jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in flat_streams(y)]
         total = sum(
-            jnp.sum(w * leaf.astype(w.dtype)) for w, leaf in zip(weights, flat_streams(y), strict=True)
+            jnp.sum(w * leaf.astype(w.dtype))
+            for w, leaf in zip(weights, flat_streams(y), strict=True)
         )
         return total, y
 
@@ -250,9 +249,7 @@ def check_poison(bench: Bench, gradients: bool) -> None:
     assert_same_bits(grads, clean_grads, "gradients beside NaN frames")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)), "gradients beside NaN"
     half, _ = bench.chunk(bench.fresh(), part(bench.x, 0, bench.steps // 2))
-    for frame, clean, dense in zip(
-        *map(flat_streams, (frames, clean_frames, half)), strict=True
-    ):
+    for frame, clean, dense in zip(*map(flat_streams, (frames, clean_frames, half)), strict=True):
         assert_same_bits(frame.dense(), clean.dense(), "outputs beside NaN frames")
         if dense.valid.any():
             alone = dense.dense()
@@ -314,7 +311,9 @@ def check_dtypes(bench: Bench) -> None:
 def check_receptive_field(bench: Bench) -> None:
     """Law 4: the declared receptive field is the measured one."""
     timing = bench.net.timing
-    first = -(-max(timing.padding, 0) // timing.stride)  # The first output that sees no start padding.
+    first = -(
+        -max(timing.padding, 0) // timing.stride
+    )  # The first output that sees no start padding.
     start = first * timing.stride - timing.padding
     steps = start + timing.receptive_field + timing.stride + max(0, timing.delay)
 

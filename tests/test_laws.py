@@ -160,7 +160,9 @@ COMBINATORS = {
         (2, 3, 11),
     ),
     "several streams out": (
-        lambda: co.Sequential(co.Broadcast(2), co.Parallel(co.Conv1d(3, 2, 3, padding=1), co.ReLU())),
+        lambda: co.Sequential(
+            co.Broadcast(2), co.Parallel(co.Conv1d(3, 2, 3, padding=1), co.ReLU())
+        ),
         (2, 3, 8),
     ),
     "strided branches of unequal delay, k3 and k5": (
@@ -229,7 +231,9 @@ COMBINATORS = {
         (1, 2, 10),
     ),
     "conditional by row": (
-        lambda: co.Conditional(lambda module, x, train: x.mean(axis=1) > 0, co.Conv1d(2, 2, 3, padding=1)),
+        lambda: co.Conditional(
+            lambda module, x, train: x.mean(axis=1) > 0, co.Conv1d(2, 2, 3, padding=1)
+        ),
         (3, 2, 10),
     ),
     "conditional by row, strided": (

@@ -132,7 +132,6 @@ class Conditional(_Branches):
         with located(key(name)):
             return self.layers[name].clip(x, train=train)
 
-    @nn.nowrap
     def fresh_state(self, x: Any) -> State:
         states = {}
         for name, child in self.children().items():

@@ -3,8 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
-
 from cojax.module import CoModule, State
 
 
@@ -22,7 +20,6 @@ class Container(CoModule):
     layers: Mapping[str, CoModule]
     order: tuple[str, ...]
 
-    @nn.nowrap
     def children(self) -> Mapping[str, CoModule]:
         return {name: self.layers[name] for name in self.order}
 

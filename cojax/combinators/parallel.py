@@ -178,7 +178,9 @@ def reduced_spec(reduce: Reduction, streams: Any) -> Any:
         y = jax.eval_shape(lambda *xs: reduction(reduce)(xs), *map(with_time, streams))
     except (TypeError, ValueError) as error:
         shapes = ", ".join(str(stream.shape) for stream in streams)
-        raise InputError(f"steps of shapes {shapes} cannot be reduced by {reduce!r}: {error}") from error
+        raise InputError(
+            f"steps of shapes {shapes} cannot be reduced by {reduce!r}: {error}"
+        ) from error
     return without_time(y)
 
 
@@ -271,7 +273,9 @@ class Parallel(_Branches):
                 f"Parallel runs {len(children)} streams, got {given}; Broadcast or ParallelDispatch "
                 "them first"
             )
-        return [(name, child, x) for (name, child), x in zip(children.items(), streams, strict=True)]
+        return [
+            (name, child, x) for (name, child), x in zip(children.items(), streams, strict=True)
+        ]
 
     def output_spec(self, x: Any) -> Any:
         specs = []
@@ -287,7 +291,6 @@ class Parallel(_Branches):
                 clips.append(child.clip(stream, train=train))
         return tuple(clips)
 
-    @nn.nowrap
     def fresh_state(self, x: Any) -> State:
         shifts, states, late = self.shifts(), {}, {}
         for name, child, stream in self._each(x):
@@ -385,7 +388,6 @@ class BroadcastReduce(_Branches):
                 clips.append(child.clip(x, train=train))
         return reduced_clip(self.reduce, clips)
 
-    @nn.nowrap
     def fresh_state(self, x: Any) -> State:
         states = {}
         for name, child in self.children().items():

@@ -60,7 +60,6 @@ class Sequential(Container):
                 x = child.clip(x, train=train)
         return x
 
-    @nn.nowrap
     def fresh_state(self, x: Any) -> State:
         states = {}
         for name, child in self.children().items():

@@ -306,9 +306,7 @@ def _misshaped(
     ]
 
 
-def _nearest(
-    name: str, candidates: list[str], given: Mapping[str, Any] | None = None
-) -> str:
+def _nearest(name: str, candidates: list[str], given: Mapping[str, Any] | None = None) -> str:
     close = difflib.get_close_matches(name, candidates, n=2, cutoff=0.5)
     if not close:
         return ""

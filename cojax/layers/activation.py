@@ -1,6 +1,5 @@
 """Activation functions."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array

@@ -55,7 +55,9 @@ class Lambda(TimeLocal):
         try:
             y = jax.eval_shape(lambda x: self._clip(x), with_time(x))
         except (TypeError, ValueError) as error:
-            raise InputError(f"the function failed on a step of shape {x.shape}: {error}") from error
+            raise InputError(
+                f"the function failed on a step of shape {x.shape}: {error}"
+            ) from error
         return without_time(y)
 
     def clip(self, x: Array, train: bool = False) -> Array:

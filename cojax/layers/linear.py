@@ -41,9 +41,7 @@ class Linear(TimeLocal):
     def setup(self) -> None:
         uniform = fan_in_uniform(self.in_features)
         shape = (self.in_features, self.out_features)
-        self.kernel = self.param(
-            "kernel", self.kernel_init or uniform, shape, self.param_dtype
-        )
+        self.kernel = self.param("kernel", self.kernel_init or uniform, shape, self.param_dtype)
         if self.bias:
             self.offset = self.param(
                 "bias", self.bias_init or uniform, (self.out_features,), self.param_dtype

@@ -108,16 +108,17 @@ class _BatchNorm(CoModule):
         self.tracked.value = tracked
 
     def _normalised(self, x: Array, mean: Array, var: Array) -> Array:
-        factor = lax.rsqrt(var + self.eps)
+        """``(x - mean) / sqrt(var + eps) * scale + bias``, as one multiplication and one addition."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        factor = lax.rsqrt(var.astype(wide) + self.eps)
         if self.affine:
-            factor = factor * self.scale
-        offset = -mean * factor
+            factor = factor * self.scale.astype(wide)
+        offset = -mean.astype(wide) * factor
         if self.affine:
-            offset = offset + self.offset
-        per_channel = (-1, *(1,) * (x.ndim - 2))
-        return x * factor.astype(x.dtype).reshape(per_channel) + offset.astype(x.dtype).reshape(
-            per_channel
-        )
+            offset = offset + self.offset.astype(wide)
+        channels = (-1, *(1,) * (x.ndim - 2))
+        factor, offset = (each.astype(x.dtype).reshape(channels) for each in (factor, offset))
+        return x * factor + offset
 
 
 def _ones(_key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:

@@ -54,4 +54,3 @@ class Reshape(TimeLocal):
         frames = jnp.moveaxis(x, 2, 0)
         shape = self.output_spec(Spec(frames.shape[1:], x.dtype)).shape
         return jnp.moveaxis(frames.reshape(frames.shape[0], *shape), 0, 2)
-

@@ -64,7 +64,9 @@ def convolve_window(
     taps, *size = kernel.shape[:-2]
     if math.prod(size) == 1:
         strides = (1, 1, *stride, 1)
-        return _pointwise(lax.slice(window, (0,) * window.ndim, window.shape, strides), kernel, groups)
+        return _pointwise(
+            lax.slice(window, (0,) * window.ndim, window.shape, strides), kernel, groups
+        )
     if groups == window.shape[-1] > 1:
         return _depthwise(window, kernel, stride, dilation)
     return _spatial(window, kernel, stride, dilation, groups)

@@ -52,9 +52,7 @@ class StateFile:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the file beside the old one, then puts it in its place."""
         target = Path(path)
-        leaves = {
-            f"{i}": _raw(leaf) for i, (_, leaf) in enumerate(_flat(self.state))
-        }
+        leaves = {f"{i}": _raw(leaf) for i, (_, leaf) in enumerate(_flat(self.state))}
         header = {
             "format": _FORMAT,
             "network": self.network,
@@ -62,7 +60,8 @@ class StateFile:
             "spec": map_streams(lambda s: {"shape": s.shape, "dtype": s.dtype.name}, self.spec),
             "step": self.step,
             "leaves": [
-                {"path": path, "dtype": np.asarray(leaf).dtype.name} for path, leaf in _flat(self.state)
+                {"path": path, "dtype": np.asarray(leaf).dtype.name}
+                for path, leaf in _flat(self.state)
             ],
         }
         content = io.BytesIO()

@@ -1,0 +1,107 @@
+"""What single layers promise beside the laws."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cojax as co
+from tests.laws import clip_of, variables_of
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: co.Conv1d(1, 1, 3, padding=3), "padding of 3 exceeds receptive_field - 1 = 2"),
+        (lambda: co.Conv2d(1, 1, (3, 3, 3)), "kernel_size must be an int, or 2 ints"),
+        (lambda: co.Conv3d(1, 1, 3, stride=0), "stride must be an int, or 3 ints"),
+        (lambda: co.Conv3d(1, 1, 3, padding="same"), "padding must be an int, or 3 ints"),
+        (lambda: co.Conv1d(3, 4, 1, groups=2), "in_channels=3 must be a positive multiple"),
+        (lambda: co.Conv2d(2, 2, 1, padding_mode="mirror"), "padding_mode must be one of"),
+        (lambda: co.Conv2d(2, 2, 1, temporal_fill="ones"), "temporal_fill must be one of"),
+        (lambda: co.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"), "Conv1d has none"),
+        (lambda: co.AvgPool1d(3, padding=2), "at most half"),
+        (lambda: co.AvgPool2d(3, dilation=(1, 2)), "dilates time alone"),
+        (lambda: co.AdaptiveAvgPool3d((2, 1, 1), 4), "the first \\(time\\) 1"),
+        (lambda: co.AdaptiveMaxPool2d(1, 4, padding=4), "exceeds receptive_field"),
+        (lambda: co.Delay(-1), "none negative"),
+        (lambda: co.Delay(), "takes a number of steps"),
+        (lambda: co.Delay(2, auto_shrink="leading"), "auto_shrink must be one of"),
+        (lambda: co.Delay(2, auto_shrink=(0, 3)), "no more can be cropped behind"),
+        (lambda: co.Skip(0), "must be positive"),
+        (lambda: co.Dropout(1.5), "must be a probability"),
+        (lambda: co.Reshape(3), "Reshape takes the shape of a step"),
+        (lambda: co.Reshape(-1, -1), "at most one -1"),
+        (lambda: co.Lambda(), "Lambda needs fn"),
+        (lambda: co.Lambda(3), "Lambda wraps functions"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused_at_construction(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "words"),
+    [
+        (co.Conv2d(1, 1, 5), (1, 1, 3), "does not fit into the spatial axes"),
+        (co.MaxPool3d(4), (1, 1, 8, 3), "does not fit into the spatial axes"),
+        (co.Linear(3, 2), (1, 3), "the time axis of a clip with 3 axes"),
+        (co.Linear(3, 2, channel_dim=1), (1, 4), "expects 3 features along channel_dim=1"),
+        (co.Linear(3, 2, channel_dim=5), (1, 4), "channel_dim=5 is no axis"),
+        (co.Softmax(dim=2), (1, 4), "dim of Softmax is the time axis"),
+        (co.Reshape(1, 5), (1, 4), "cannot be reshaped"),
+        (co.BatchNorm2d(3), (1, 3), "BatchNorm2d expects steps"),
+        (co.Lambda(lambda x: x @ jnp.ones((9, 2))), (1, 4), "the function failed on a step"),
+    ],
+)
+def test_steps_that_do_not_fit_are_refused(net, shape, words):
+    with pytest.raises(co.InputError, match=words):
+        net.init_state(shape)
+
+
+def test_batch_norm_without_running_statistics_refuses_to_step():
+    norm = co.BatchNorm1d(3, track_running_stats=False)
+    variables, x = variables_of(norm), clip_of((4, 3, 5))
+    assert norm.apply(variables, x).shape == x.shape
+    with pytest.raises(co.InputError, match="track running statistics"):
+        norm.apply(variables, {}, x[:, :, 0], method="forward_step")
+    norm.apply(variables, {}, x[:, :, 0], train=True, method="forward_step")
+
+
+def test_batch_norm_refuses_to_train_on_one_value():
+    norm = co.BatchNorm1d(3)
+    with pytest.raises(co.InputError, match="more than one value a channel"):
+        norm.apply(
+            variables_of(norm), {}, jnp.zeros((1, 3)), train=True, method="forward_step",
+            mutable=["batch_stats"],
+        )  # fmt: skip
+
+
+def test_lambda_calls_the_function_of_its_mode():
+    net = co.Lambda(
+        forward_only_fn=lambda x: x + 1,
+        forward_step_only_fn=lambda x: x + 2,
+        forward_steps_only_fn=lambda x: x + 3,
+    )
+    x = jnp.zeros((1, 1, 4))
+    assert (net.apply({}, x) == 1).all()
+    assert (net.apply({}, {}, x[:, :, 0], method="forward_step")[0].value == 2).all()
+    assert (net.apply({}, {}, x, method="forward_steps")[0].value == 3).all()
+
+
+def test_constants_keep_the_dtype_of_their_input():
+    x = jnp.zeros((1, 1, 2), jnp.bfloat16)
+    for net in (co.Add(1.5), co.Multiply(np.float64(2)), co.Constant(3), co.Zero(), co.One()):
+        assert net.apply({}, x).dtype == jnp.bfloat16
+
+
+def test_a_huge_value_leaves_no_trace_in_a_pool():
+    net = co.AvgPool1d(3, stride=1)
+    x = jnp.ones((1, 1, 12)).at[0, 0, 2].set(1e30).at[0, 0, 5].set(jnp.inf)
+    frames, _ = net.apply({}, net.init_state((1, 1)), x, method="forward_steps")
+    np.testing.assert_array_equal(frames.value[0, 0, 8:], 1)
+
+
+def test_torchs_inplace_is_accepted():
+    for net in (co.ReLU(inplace=True), co.SiLU(inplace=True), co.Dropout(0.1, inplace=True)):
+        assert net.apply({}, jnp.ones((1, 1, 1))).shape == (1, 1, 1)

@@ -1,0 +1,301 @@
+"""The contract: frames, checks, compilation, training in every mode."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import cojax as co
+from tests.laws import clip_of, compilations, variables_of
+
+
+@pytest.fixture(scope="module")
+def net():
+    return co.Sequential(
+        {
+            "stem": co.Conv1d(3, 4, 3, padding=1),
+            "norm": co.BatchNorm1d(4),
+            "block": co.Residual(co.Sequential(co.ReLU(), co.Conv1d(4, 4, 5, padding=2))),
+            "pool": co.AvgPool1d(2),
+            "head": co.Linear(4, 2, channel_dim=1),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def variables(net):
+    return variables_of(net)
+
+
+def test_a_childs_path_is_its_torch_path(variables):
+    assert set(variables["params"]) == {
+        "layers_stem",
+        "layers_norm",
+        "layers_block",
+        "layers_head",
+    }
+    inner = variables["params"]["layers_block"]["layers_1"]["layers_1"]
+    chex.assert_shape(inner["kernel"], (5, 4, 4))
+    assert set(variables["batch_stats"]["layers_norm"]) == {"mean", "var", "num_batches_tracked"}
+
+
+def test_all_ways_of_initialising_agree(net):
+    key = jax.random.key(3)
+    x = clip_of((2, 3, 12))
+    state = net.init_state(x[:, :, 0])
+    declared = net.init(key, method="declare")
+    for args, method in (
+        ((x,), "__call__"),
+        ((x,), "forward_stream"),
+        ((state, x[:, :, 0]), "forward_step"),
+        ((state, x), "forward_steps"),
+    ):
+        chex.assert_trees_all_equal(net.init(key, *args, method=method), declared)
+
+
+def test_state_needs_no_variables_and_is_keyed_like_them(net):
+    state = net.init_state((2, 3), jnp.float32)
+    chex.assert_trees_all_equal(state, net.init_state(jax.ShapeDtypeStruct((2, 3), jnp.float32)))
+    chex.assert_trees_all_equal(state, net.init_state(jnp.zeros((2, 3))))
+    chex.assert_shape(state["layers_stem"]["window"], (2, 2, 3))
+    assert set(state) == {"layers_stem", "layers_block", "layers_pool"}
+
+
+def test_temporal_properties_need_no_variables():
+    conv = co.Conv3d(1, 1, kernel_size=(3, 5, 5), stride=(2, 1, 1), padding=1)
+    assert (conv.receptive_field, conv.delay) == (3, 1)
+    assert (conv.stride, conv.padding) == ((2, 1, 1), (1, 1, 1))
+    both = co.Sequential(conv, co.AvgPool3d(1))
+    assert (both.stride, both.padding, both.receptive_field) == ((2,), (1,), 3)
+
+
+def test_frames_give_what_continual_gives(net, variables):
+    x = clip_of((2, 3, 9))
+    frames, _ = net.apply(variables, net.init_state(x[:, :, 0]), x, method="forward_steps")
+    assert frames.value.shape == (2, 2, 9)
+    assert frames.dense().shape == (2, 2, int(frames.valid.sum()))
+    first, _ = net.apply(variables, net.init_state(x[:, :, 0]), x[:, :, 0], method="forward_step")
+    assert first.or_none() is None
+    none, _ = net.apply(variables, net.init_state(x[:, :, 0]), x[:, :, :1], method="forward_steps")
+    assert none.dense() is None
+    with pytest.raises(ValueError, match="use dense"):
+        frames.or_none()
+    with pytest.raises(ValueError, match="use or_none"):
+        first.dense()
+
+
+def test_one_donated_program_serves_a_whole_stream(net, variables):
+    step = jax.jit(
+        lambda state, x_t: net.apply(variables, state, x_t, method="forward_step"),
+        donate_argnums=0,
+    )
+    x = clip_of((2, 3, 16))
+    state, steps = net.init_state(x[:, :, 0]), [x[:, :, t] for t in range(16)]
+    with compilations(1):
+        for x_t in steps:
+            _, state = step(state, x_t)
+
+
+def test_counters_do_not_overflow():
+    net = co.Sequential(co.Conv1d(1, 1, 3, stride=2), co.Delay(2), co.AvgPool1d(3, stride=3))
+    variables = variables_of(net)
+    x = clip_of((1, 1, 100))
+    frames, state = net.apply(variables, net.init_state((1, 1)), x, method="forward_steps")
+    counts = [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.int32]
+    assert all(0 <= int(count) < 20 for count in counts)
+    assert len(counts) == 3
+    assert [bool(v) for v in frames.valid] == [net.timing.emits(t) for t in range(100)]
+
+
+def test_an_empty_chunk_changes_nothing(net, variables):
+    x = clip_of((2, 3, 5))
+    _, state = net.apply(variables, net.init_state((2, 3)), x, method="forward_steps")
+    frames, same = net.apply(variables, state, x[:, :, :0], method="forward_steps")
+    assert frames.dense() is None
+    chex.assert_trees_all_equal(state, same)
+
+
+def test_invalid_frames_are_skipped_wherever_they_come(net, variables):
+    x = clip_of((2, 3, 12))
+    valid = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1, 1], bool)
+    frames, state = net.apply(
+        variables, net.init_state((2, 3)), co.Frame(x, jnp.asarray(valid)), method="forward_steps"
+    )
+    kept = x[:, :, np.flatnonzero(valid)]
+    expected, same = net.apply(variables, net.init_state((2, 3)), kept, method="forward_steps")
+    np.testing.assert_array_equal(frames.dense(), expected.dense())
+    chex.assert_trees_all_equal(state, same)
+
+
+def test_a_step_in_training_uses_its_own_statistics(net, variables):
+    x = clip_of((4, 3, 8))
+    norm = co.BatchNorm1d(3)
+    stats = variables_of(norm)
+    frames, updates = norm.apply(
+        stats, {}, x, train=True, method="forward_steps", mutable=["batch_stats"]
+    )
+    value = frames[0].value
+    np.testing.assert_allclose(value, norm.apply(stats, x, method="forward_stream", train=True,
+                               mutable=["batch_stats"])[0])  # fmt: skip
+    state = stats
+    for t in range(8):
+        y, state = norm.apply(
+            {**stats, **state}, x[:, :, t : t + 1], train=True, mutable=["batch_stats"]
+        )
+        np.testing.assert_allclose(value[:, :, t : t + 1], y, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(updates["batch_stats"], state["batch_stats"], rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_ignore_invalid_and_flushed_frames():
+    net = co.Sequential(
+        co.Conv1d(3, 4, 3, padding=1), co.BatchNorm1d(4), co.Conv1d(4, 4, 3, padding=1)
+    )
+    variables = variables_of(net)
+    x = clip_of((4, 3, 6))
+    valid = jnp.array([True, False] * 6)
+    gapped = co.Frame(jnp.repeat(x, 2, axis=2).at[:, :, 1::2].set(jnp.nan), valid)
+    stats = []
+    for xs in (x, gapped):
+        _, updates = net.apply(
+            variables, net.init_state((4, 3)), xs, pad_end=True, train=True,
+            method="forward_steps", mutable=["batch_stats"],
+        )  # fmt: skip
+        stats.append(updates["batch_stats"]["layers_1"])
+    chex.assert_trees_all_close(stats[0], stats[1], rtol=1e-6)
+    # Six real outputs leave the convolution: five in the stream, one in the flush.
+    assert int(stats[0]["num_batches_tracked"]) == 6
+
+
+def test_dropout_draws_a_mask_for_every_step():
+    net = co.Sequential(co.Dropout(0.5), co.Delay(1))
+    x = jnp.ones((2, 50, 6))
+    key = jax.random.key(1)
+    y = net.apply({}, x, train=True, method="forward_stream", rngs={"dropout": key})
+    zeros = (y == 0).mean(axis=(0, 1))
+    assert ((zeros > 0.25) & (zeros < 0.75)).all()
+    assert len({y[:, :, t].tobytes() for t in range(6)}) == 6
+    assert set(np.unique(y)) == {0.0, 2.0}
+    np.testing.assert_array_equal(net.apply({}, x, method="forward_stream"), x)
+
+
+def test_training_works_in_every_mode(net, variables):
+    x, y = clip_of((4, 3, 12)), clip_of((4, 2, 6), seed=1)
+    rest = {"batch_stats": variables["batch_stats"]}
+
+    @jax.jit
+    def gradients(params):
+        def loss(params, method):
+            args = (x,) if method != "forward_steps" else (net.init_state((4, 3)), x, True)
+            out, _ = net.apply(
+                {"params": params, **rest}, *args, train=True, method=method, mutable="batch_stats"
+            )
+            if method == "forward_steps":
+                out = out[0].value[:, :, jnp.array(net.timing.outputs(12))]
+            return jnp.mean((out - y) ** 2)
+
+        return [jax.grad(loss)(params, m) for m in ("forward", "forward_stream", "forward_steps")]
+
+    clip, stream, steps = gradients(variables["params"])
+    chex.assert_trees_all_close(stream, steps, rtol=1e-4, atol=1e-6)
+    for grads in (clip, stream):
+        chex.assert_tree_all_finite(grads)
+        assert all(jnp.any(g != 0) for g in jax.tree.leaves(grads["layers_head"]))
+
+
+def message(error):
+    return str(error.value)
+
+
+def test_wrong_channels_are_named_with_their_place(net, variables):
+    for call in (
+        lambda: net.apply(variables, jnp.zeros((1, 5, 9))),
+        lambda: net.init_state((1, 5)),
+        lambda: net.apply(
+            variables, net.init_state((1, 3)), jnp.zeros((1, 5)), method="forward_step"
+        ),
+        lambda: net.apply(variables, jnp.zeros((1, 5, 9)), method="forward_stream"),
+    ):
+        with pytest.raises(co.InputError) as error:
+            call()
+        assert message(error).startswith("in layers_stem: Conv1d expects 3 channels, got 5")
+
+
+def test_nested_modules_are_named_by_their_path():
+    net = co.Sequential({"a": co.Residual(co.Sequential(co.Identity(), co.Conv1d(2, 2, 1)))})
+    with pytest.raises(co.InputError, match="in layers_a/layers_1/layers_1: Conv1d expects 2"):
+        net.init_state((1, 3))
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (1, 3, 4, 4)])
+def test_wrong_rank_is_refused(net, variables, shape):
+    with pytest.raises(co.InputError, match="axes|expects steps"):
+        net.apply(variables, jnp.zeros(shape))
+
+
+def test_integers_are_refused_with_what_to_do(net, variables):
+    with pytest.raises(co.InputError, match=r"must be a floating one, got int32; cast"):
+        net.apply(variables, jnp.zeros((1, 3, 9), jnp.int32))
+
+
+def test_a_clip_too_short_says_how_long(net, variables):
+    with pytest.raises(co.InputError, match="a clip of 2 steps is too short for Conv1d"):
+        co.Conv1d(3, 1, 5, padding=1).apply(
+            variables_of(co.Conv1d(3, 1, 5, padding=1)), jnp.zeros((1, 3, 2))
+        )
+    with pytest.raises(co.InputError, match="too short for Sequential: its first output needs"):
+        net.apply(variables, jnp.zeros((1, 3, 1)), method="forward_stream")
+
+
+def test_state_of_another_network_batch_or_dtype_is_refused(net, variables):
+    x = jnp.zeros((2, 3))
+    foreign = co.Conv1d(3, 4, 3).init_state(x)
+    with pytest.raises(
+        co.InputError, match=r"layers_stem/window: missing(.|\n)*window: unexpected"
+    ):
+        net.apply(variables, foreign, x, method="forward_step")
+    with pytest.raises(co.InputError, match=r"float32\[1, 2, 3\], expected float32\[2, 2, 3\]"):
+        net.apply(variables, net.init_state((1, 3)), x, method="forward_step")
+    with pytest.raises(co.InputError, match=r"bfloat16\[2, 2, 3\], expected float32\[2, 2, 3\]"):
+        net.apply(variables, net.init_state((2, 3), jnp.bfloat16), x, method="forward_step")
+    with pytest.raises(co.InputError, match="the state does not fit"):
+        net.apply(variables, net.init_state((1, 3)), jnp.zeros((2, 3, 4)), method="forward_steps")
+
+
+def test_a_dtype_beside_an_array_is_refused(net):
+    with pytest.raises(co.InputError, match="dtype goes with a shape"):
+        net.init_state(jnp.zeros((1, 3)), jnp.float32)
+
+
+def test_abstract_modules_say_what_to_define():
+    class Half(co.CoModule):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Half must define clip"):
+        Half().apply({}, jnp.zeros((1, 1, 1)))
+
+
+def test_a_layer_of_ones_own_composes():
+    class Gain(co.CoModule):
+        """Doubles its input; declares what it needs and no more."""
+
+        def clip(self, x, train=False):
+            return 2 * x
+
+        def step(self, state, signal, train=False):
+            return signal.becomes(2 * signal.clean()), state
+
+    net = co.Sequential(co.Conv1d(1, 1, 3), Gain(), co.Delay(1))
+    variables, x = variables_of(net), clip_of((1, 1, 7))
+    np.testing.assert_allclose(
+        net.apply(variables, x, method="forward_stream"), net.apply(variables, x), rtol=1e-6
+    )
+
+
+def test_float64_needs_no_other_code(net):
+    with jax.enable_x64(True):
+        variables = variables_of(net)
+        x = clip_of((1, 3, 9), dtype=np.float64)
+        y, z = net.apply(variables, x), net.apply(variables, x, method="forward_stream")
+        assert y.dtype == z.dtype == jnp.float64
+        np.testing.assert_allclose(y, z, rtol=1e-12)
