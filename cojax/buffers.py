@@ -26,7 +26,7 @@ class Counter(NamedTuple):
 
     @classmethod
     def for_timing(cls, timing: Timing, exact: int = 0, slots: int = 1) -> "Counter":
-        """A counter for a layer's emissions, that is exact up to ``exact`` and turns a ring of ``slots``."""
+        """A counter for a layer's emissions, and the places of a ring of ``slots``."""
         return cls(max(timing.delay, exact), math.lcm(timing.stride, slots))
 
     def fresh(self) -> State:

@@ -78,8 +78,8 @@ class Frame:
         """The value of one step, or None where nothing was emitted. On the host only."""
         if np.ndim(self.valid) != 0:
             raise ValueError(
-                f"or_none() reads the frame of one step, but valid has shape {np.shape(self.valid)}; "
-                "use dense() for the frames of forward_steps"
+                f"or_none() reads the frame of one step, but valid has shape "
+                f"{np.shape(self.valid)}; use dense() for the frames of forward_steps"
             )
         return self.value if bool(self.valid) else None
 
@@ -417,7 +417,7 @@ class CoModule(nn.Module):
 
     @nn.nowrap
     def _construct(self, **fields: Any) -> None:
-        """Ends an ``__init__`` of one's own: sets the fields (Flax's among them), then initialises."""
+        """Ends an ``__init__`` of one's own: sets all fields, Flax's too, and initialises."""
         for name, value in fields.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
@@ -426,8 +426,8 @@ class CoModule(nn.Module):
     def _too_short(self, steps: int) -> str:
         timing = self.timing
         return (
-            f"a clip of {steps} steps is too short for {type(self).__name__}: its first output needs "
-            f"{timing.delay + 1 - timing.end} (receptive field {timing.receptive_field}, "
+            f"a clip of {steps} steps is too short for {type(self).__name__}: its first output "
+            f"needs {timing.delay + 1 - timing.end} (receptive field {timing.receptive_field}, "
             f"padding {timing.padding})"
         )
 

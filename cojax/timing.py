@@ -9,6 +9,29 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 
+class Axis(NamedTuple):
+    """A window that slides along one axis."""
+
+    kernel_size: int
+    stride: int
+    padding: int
+    dilation: int = 1
+    ceil_mode: bool = False
+
+    @property
+    def extent(self) -> int:
+        """The steps from the first to the last that a window touches, both counted."""
+        return self.dilation * (self.kernel_size - 1) + 1
+
+    def length(self, size: int) -> int:
+        """The number of windows over ``size`` entries; none starts past the end."""
+        room = size + 2 * self.padding - self.extent
+        if not self.ceil_mode:
+            return room // self.stride + 1
+        windows = -(-room // self.stride) + 1
+        return windows - ((windows - 1) * self.stride >= size + self.padding)
+
+
 class Timing(NamedTuple):
     """The temporal properties of a module.
 
@@ -35,26 +58,25 @@ class Timing(NamedTuple):
         return step >= self.delay and (step - self.delay) % self.stride == 0
 
     def outputs(self, steps: int) -> range:
-        """The input steps at which the outputs of a clip of ``steps`` steps leave, flush included."""
+        """The input steps at which a clip's outputs leave, those of the flush included."""
         return range(self.delay, steps + self.end, self.stride)
 
 
-def windowed(
-    kernel_size: int, stride: int = 1, padding: int = 0, dilation: int = 1, ceil_mode: bool = False
-) -> Timing:
-    """The timing of a convolution or a pool.
+def windowed(time: Axis) -> Timing:
+    """The timing of a convolution or a pool whose window slides along time so.
 
     Raises:
-      ValueError: if the padding exceeds ``receptive_field - 1``: the first outputs would see no input.
+      ValueError: if the padding exceeds ``receptive_field - 1``: the first outputs would see no
+        input.
     """
-    receptive_field = dilation * (kernel_size - 1) + 1
-    if padding > receptive_field - 1:
+    padding, field = time.padding, time.extent
+    if padding > field - 1:
         raise ValueError(
-            f"a temporal padding of {padding} exceeds receptive_field - 1 = {receptive_field - 1}: "
-            "the first output would see nothing but padding; lower the padding"
+            f"a temporal padding of {padding} exceeds receptive_field - 1 = {field - 1}: the first "
+            "output would see nothing but padding; lower the padding"
         )
-    end = min(padding + stride - 1, receptive_field - 1) if ceil_mode else padding
-    return Timing(receptive_field, stride, padding, end, receptive_field - 1 - padding)
+    end = min(padding + time.stride - 1, field - 1) if time.ceil_mode else padding
+    return Timing(field, time.stride, padding, end, field - 1 - padding)
 
 
 def in_sequence(timings: Sequence[Timing]) -> Timing:

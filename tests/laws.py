@@ -15,19 +15,23 @@ import numpy as np
 import cojax as co
 from cojax.module import flat_streams, map_streams, spec_of, without_time
 
-COMPILATION = "/jax/core/compile/backend_compile_duration"
 _compilations: collections.Counter[str] = collections.Counter()
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, duration, **_: _compilations.update([event])
-)
+
+
+def _count(event: str, _seconds: float, fun_name: str = "", **_: Any) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _compilations[fun_name] += 1
+
+
+jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 @contextmanager
-def compilations(expected: int) -> Iterator[None]:
-    """Fails unless as many programs are compiled within."""
-    before = _compilations[COMPILATION]
+def compilations(expected: int, of: str) -> Iterator[None]:
+    """Fails unless the jitted function of this name is compiled so many times within."""
+    before = _compilations[f"jit({of})"]
     yield
-    assert _compilations[COMPILATION] - before == expected
+    assert _compilations[f"jit({of})"] - before == expected
 
 
 def variables_of(net: co.CoModule, seed: int = 0) -> dict[str, Any]:
@@ -140,17 +144,8 @@ def check_laws(
 
 def check_steps(bench: Bench) -> tuple[list[Any], list[Any]]:
     """Laws 3 and 5: validity is the timing's; states are values; one compilation serves all."""
-    bench.fresh()
-    zeros = at(bench.x, 0)
-    with compilations(1):
-        bench.step(bench.fresh(), zeros)
-    steps = [at(bench.x, t) for t in range(bench.steps)]
-    fresh = bench.fresh()
-    with compilations(0):
-        state = fresh
-        for x_t in steps:
-            _, state = bench.step(state, x_t)
-    frames, states = bench.stepped()
+    with compilations(1, of="_step"):
+        frames, states = bench.stepped()
     for t, frame in enumerate(frames):
         for each in flat_streams(frame):
             assert bool(each.valid) == bench.net.timing.emits(t), f"valid at step {t}"
@@ -266,7 +261,8 @@ def check_independent_streams(bench: Bench, states: list[Any], rows: bool) -> No
     frames, after = jax.jit(jax.vmap(bench._step))(stacked, inputs)
     for i, t in enumerate(places):
         own_frame, own_state = bench.step(states[t], steps[i])
-        assert_close(jax.tree.map(lambda a: a[i], after), own_state, "vmapped state", bench.dtype)
+        state = jax.tree.map(lambda leaf, i=i: leaf[i], after)
+        assert_close(state, own_state, "vmapped state", bench.dtype)
         for each, own in zip(flat_streams(frames), flat_streams(own_frame), strict=True):
             assert bool(each.valid[i]) == bool(own.valid)
             if own.valid:

@@ -43,8 +43,8 @@ def test_arguments_that_do_not_fit_are_refused_at_construction(build, words):
 @pytest.mark.parametrize(
     ("net", "shape", "words"),
     [
-        (co.Conv2d(1, 1, 5), (1, 1, 3), "does not fit into the spatial axes"),
-        (co.MaxPool3d(4), (1, 1, 8, 3), "does not fit into the spatial axes"),
+        (co.Conv2d(1, 1, 5), (1, 1, 3), "do not fit into the spatial axes"),
+        (co.MaxPool3d(4), (1, 1, 8, 3), "do not fit into the spatial axes"),
         (co.Linear(3, 2), (1, 3), "the time axis of a clip with 3 axes"),
         (co.Linear(3, 2, channel_dim=1), (1, 4), "expects 3 features along channel_dim=1"),
         (co.Linear(3, 2, channel_dim=5), (1, 4), "channel_dim=5 is no axis"),

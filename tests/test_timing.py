@@ -4,7 +4,12 @@ import itertools
 
 import pytest
 
-from cojax.timing import Timing, in_parallel, in_sequence, windowed
+from cojax.timing import Axis, Timing, in_parallel, in_sequence
+from cojax.timing import windowed as windowed_by
+
+
+def windowed(kernel_size, stride=1, padding=0, dilation=1, ceil_mode=False):
+    return windowed_by(Axis(kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @pytest.mark.parametrize("steps", range(1, 24))

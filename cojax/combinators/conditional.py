@@ -23,9 +23,9 @@ class Conditional(_Branches):
 
     ``predicate(module, x, train)`` is called while tracing. Where it returns a Python bool, that
     branch alone runs, at no other cost; the state of the other is kept. Where it returns an array
-    (bool, ``()`` or ``(B,)`` for a choice by row), both branches advance and the output is selected:
-    an output leaves by the choice of the step at which it leaves, and behind the end of the stream
-    by the last choice.
+    (bool, ``()`` or ``(B,)`` for a choice by row), both branches advance and the output is
+    selected, by the choice of the step at which it leaves; behind the end of the stream, by the
+    last choice.
 
     Source: ``continual.Conditional``. (There the predicate is not told ``train``, and a step
     returns the state of one branch only.)
@@ -90,13 +90,14 @@ class Conditional(_Branches):
     @nn.nowrap
     def _decision_spec(self, x: Spec) -> Spec | None:
         """The shape of a traced decision on steps of this spec; None where it is static."""
-        found = None
-        for train in (False, True):
-            decided: list[Any] = []
-            jax.eval_shape(lambda x, train=train: decided.append(self._decide(x, train)), x)
-            if not isinstance(decided[0], bool):
-                found = Spec(jnp.shape(decided[0]), jnp.bool_)
-        return found
+        decisions: list[Any] = []
+
+        def decide(x: Array) -> None:
+            decisions.extend(self._decide(x, train) for train in (False, True))
+
+        jax.eval_shape(decide, x)
+        shapes = [choice.shape for choice in decisions if not isinstance(choice, bool)]
+        return Spec(shapes[0], jnp.bool_) if shapes else None
 
     @nn.nowrap
     def _decide(self, x: Any, train: bool) -> bool | Array:
@@ -120,7 +121,8 @@ class Conditional(_Branches):
         lengths = [y.shape[2] for y in outputs]
         if lengths[0] != lengths[1]:
             raise InputError(
-                f"under a traced predicate both branches must give clips of one length, got {lengths}"
+                "under a traced predicate both branches must give clips of one length, got "
+                f"{lengths}"
             )
         choices = jax.vmap(lambda x: jnp.asarray(self._decide(x, train)), in_axes=2)(x)
         leaving = jnp.minimum(jnp.array(self.timing.outputs(x.shape[2])), x.shape[2] - 1)

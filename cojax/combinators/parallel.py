@@ -62,8 +62,8 @@ class Broadcast(CoModule):
     def _copies(self, x: Any) -> tuple[Any, ...]:
         if self.num_streams is None:
             raise InputError(
-                "Broadcast does not know its number of streams; give num_streams, or put a Parallel "
-                "right behind it in a Sequential"
+                "Broadcast does not know its number of streams; give num_streams, or put a "
+                "Parallel right behind it in a Sequential"
             )
         return (x,) * self.num_streams
 
@@ -189,8 +189,8 @@ def reduced_clip(reduce: Reduction, clips: Sequence[Array]) -> Array:
     broadcast = set() if reduce == "concat" else {1}
     if len({clip.shape[2] for clip in clips} - broadcast) > 1:
         raise InputError(
-            f"the streams to reduce have {[clip.shape[2] for clip in clips]} steps; pad the branches "
-            "alike, or crop with Delay(auto_shrink=...) or residual_shrink"
+            f"the streams to reduce have {[clip.shape[2] for clip in clips]} steps; pad the "
+            "branches alike, or crop with Delay(auto_shrink=...) or residual_shrink"
         )
     return reduction(reduce)(clips)
 
@@ -270,8 +270,8 @@ class Parallel(_Branches):
         if not isinstance(streams, tuple) or len(streams) != len(children):
             given = len(streams) if isinstance(streams, tuple) else 1
             raise InputError(
-                f"Parallel runs {len(children)} streams, got {given}; Broadcast or ParallelDispatch "
-                "them first"
+                f"Parallel runs {len(children)} streams, got {given}; Broadcast or "
+                "ParallelDispatch them first"
             )
         return [
             (name, child, x) for (name, child), x in zip(children.items(), streams, strict=True)

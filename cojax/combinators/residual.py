@@ -36,8 +36,9 @@ def Residual(  # noqa: N802 - a module by its name in continual
     shrinks_by = timing.delay - timing.end
     if timing.stride != 1:
         raise ValueError(
-            f"parallel branches must share one temporal stride, but the residual's is 1 and that of "
-            f"{type(module).__name__} is {timing.stride}; use BroadcastReduce with a strided branch"
+            "parallel branches must share one temporal stride, but the residual's is 1 and that "
+            f"of {type(module).__name__} is {timing.stride}; use BroadcastReduce with a strided "
+            "branch"
         )
     if shrinks_by < 0:
         raise ValueError(f"{type(module).__name__} makes a clip {-shrinks_by} steps longer")
@@ -48,8 +49,8 @@ def Residual(  # noqa: N802 - a module by its name in continual
         )
     if shrinks_by % 2 and residual_shrink in (True, "centered"):
         raise ValueError(
-            f"{type(module).__name__} makes a clip {shrinks_by} steps shorter, which is odd, so the "
-            "residual cannot be cropped alike at both ends; use 'lagging' or 'leading'"
+            f"{type(module).__name__} makes a clip {shrinks_by} steps shorter, which is odd, so "
+            "the residual cannot be cropped alike at both ends; use 'lagging' or 'leading'"
         )
     front = {"lagging": 0, "leading": shrinks_by}.get(str(residual_shrink), shrinks_by // 2)
     crop = (front, shrinks_by - front) if shrinks_by else False

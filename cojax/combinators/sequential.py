@@ -1,5 +1,6 @@
 """Modules one behind another."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,11 +33,11 @@ class Sequential(Container):
     ):
         fields = named(modules, layers, order)
         run, names = dict(fields["layers"]), fields["order"]
-        for name, following in zip(names, names[1:], strict=False):
+        for name, following in itertools.pairwise(names):
             module, behind = run[name], run[following]
-            if isinstance(module, Broadcast) and module.num_streams is None:
-                if isinstance(behind, Parallel):
-                    run[name] = Broadcast(len(behind.order))
+            unknown = isinstance(module, Broadcast) and module.num_streams is None
+            if unknown and isinstance(behind, Parallel):
+                run[name] = Broadcast(len(behind.order))
         self._construct(layers=run, order=names, **linen)
 
     @property

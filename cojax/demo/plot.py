@@ -49,7 +49,7 @@ def draw(data: Recordings, number: int, outputs: np.ndarray, path: str | os.Path
 
 
 def require() -> Any:
-    """matplotlib's pyplot, drawing into files. Raises an ImportError where it is not installed."""
+    """The pyplot of matplotlib, drawing into files; an ImportError where it is not installed."""
     try:
         import matplotlib
     except ImportError as error:

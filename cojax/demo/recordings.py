@@ -1,7 +1,7 @@
 """The recordings of the demo, and the text format they come in.
 
-BasicMotions: 40 + 40 recordings of a smart watch with a 3-axis accelerometer and a 3-axis gyroscope,
-100 samples each at 10 Hz, of four activities. From the UEA multivariate time-series archive
+BasicMotions: 40 + 40 recordings of a smart watch, accelerometer and gyroscope of 3 axes each, 100
+samples each at 10 Hz, of four activities. From the UEA multivariate time-series archive
 (Bagnall et al., 2018, https://arxiv.org/abs/1811.00075), as shipped in the BSD-licensed package
 aeon.
 """

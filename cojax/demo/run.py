@@ -34,8 +34,9 @@ class Outcome(NamedTuple):
     outputs: list[np.ndarray]
 
 
-def run(out: TextIO = sys.stdout) -> Outcome:
+def run(out: TextIO | None = None) -> Outcome:
     """Streams the 40 test recordings, one sample at a time, and prints what the network thinks."""
+    out = sys.stdout if out is None else out
     net, data = activity_network(), load("test")
     assert data.labels == LABELS
     variables = trained_variables(net)

@@ -209,7 +209,8 @@ def _read_file(path: Path) -> Any:
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} cannot be read as a checkpoint of tensors (nothing else is ever loaded): {error}"
+            f"{path} cannot be read as a checkpoint of tensors (nothing else is ever loaded): "
+            f"{error}"
         ) from error
 
 

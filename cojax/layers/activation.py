@@ -1,7 +1,6 @@
 """Activation functions."""
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from cojax.layers.axes import non_temporal
@@ -33,7 +32,7 @@ class Sigmoid(_Activation):
 
 
 class SiLU(_Activation):
-    """``x * sigmoid(x)``, also called swish. Source: ``torch.nn.SiLU``; ``inplace`` has no meaning."""
+    """``x * sigmoid(x)``, or swish. Source: ``torch.nn.SiLU``; ``inplace`` has no meaning."""
 
     inplace: bool = False
 

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cojax.module import InputError, Spec
+from cojax.timing import Axis
+
 IntOrTuple = int | Sequence[int]
 
 
@@ -25,6 +28,42 @@ def per_axis(name: str, value: IntOrTuple, axes: int, minimum: int = 0) -> tuple
             f"got {name}={value!r}"
         )
     return tuple(int(v) for v in values)
+
+
+def windows(
+    axes: int,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple,
+    padding: IntOrTuple,
+    dilation: IntOrTuple,
+    ceil_mode: bool = False,
+) -> tuple[Axis, ...]:
+    """The windows along each axis, temporal first. Raises a ValueError as :func:`per_axis`."""
+    return tuple(
+        Axis(*each, ceil_mode)
+        for each in zip(
+            per_axis("kernel_size", kernel_size, axes, minimum=1),
+            per_axis("stride", stride, axes, minimum=1),
+            per_axis("padding", padding, axes),
+            per_axis("dilation", dilation, axes, minimum=1),
+            strict=True,
+        )
+    )
+
+
+def spatial_lengths(x: Spec, space: Sequence[Axis]) -> tuple[int, ...]:
+    """The lengths of the spatial axes of a step behind these windows.
+
+    Raises:
+      InputError: if a window is longer than its axis, padded.
+    """
+    lengths = tuple(axis.length(size) for size, axis in zip(x.shape[2:], space, strict=True))
+    if min(lengths, default=1) < 1:
+        raise InputError(
+            f"windows of {[axis.extent for axis in space]} do not fit into the spatial axes of a "
+            f"step of shape {x.shape}, padded by {[axis.padding for axis in space]}"
+        )
+    return lengths
 
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -1,7 +1,7 @@
 """Functions, and the constants among them, as modules."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ class Lambda(TimeLocal):
 
     def output_spec(self, x: Spec) -> Spec:
         try:
-            y = jax.eval_shape(lambda x: self._clip(x), with_time(x))
+            y = jax.eval_shape(self.forward_only_fn or self._clip, with_time(x))
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"the function failed on a step of shape {x.shape}: {error}"
@@ -61,28 +61,20 @@ class Lambda(TimeLocal):
         return without_time(y)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        return self._clip(x)
+        return (self.forward_only_fn or self._clip)(x)
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         x = signal.clean()
-        if signal.chunked and self.forward_steps_only_fn is not None:
-            y = jnp.squeeze(self.forward_steps_only_fn(jnp.expand_dims(x, 2)), 2)
-        elif not signal.chunked and self.forward_step_only_fn is not None:
-            y = self.forward_step_only_fn(x)
-        elif self.fn is None:
-            y = jnp.squeeze(self.forward_only_fn(jnp.expand_dims(x, 2)), 2)
-        elif self.takes_time:
-            y = jnp.squeeze(self.fn(jnp.expand_dims(x, 2)), 2)
-        else:
-            y = self.fn(x)
-        return signal.becomes(y), state
+        by_mode = self.forward_steps_only_fn if signal.chunked else self.forward_step_only_fn
+        if by_mode is not None and not signal.chunked:
+            return signal.becomes(by_mode(x)), state
+        whole = by_mode or self._clip
+        return signal.becomes(jnp.squeeze(whole(jnp.expand_dims(x, 2)), 2)), state
 
     def _clip(self, x: Array) -> Array:
-        if self.forward_only_fn is not None:
-            return self.forward_only_fn(x)
-        if self.takes_time:
-            return self.fn(x)
-        return jax.vmap(self.fn, in_axes=2, out_axes=2)(x)
+        if self.fn is None:
+            return cast(Function, self.forward_only_fn)(x)
+        return self.fn(x) if self.takes_time else jax.vmap(self.fn, in_axes=2, out_axes=2)(x)
 
 
 class Identity(TimeLocal):
@@ -97,7 +89,7 @@ class Identity(TimeLocal):
 
 
 class Add(TimeLocal):
-    """Adds a constant, a number or an array that broadcasts against clips. Source: ``continual.Add``."""
+    """Adds a number, or an array that broadcasts against clips. Source: ``continual.Add``."""
 
     constant: ArrayLike
 

@@ -1,14 +1,14 @@
 """Continual convolutions over one temporal and up to two spatial axes."""
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
 from cojax.buffers import Counter, shift
-from cojax.layers.arguments import IntOrTuple, one_of, per_axis
+from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.layers.initializers import Initializer, fan_in_uniform
 from cojax.module import (
     CoModule,
@@ -19,7 +19,7 @@ from cojax.module import (
     require_step,
 )
 from cojax.ops.convolution import convolve_clip, convolve_window, pad_space
-from cojax.timing import Timing, windowed
+from cojax.timing import Axis, Timing, windowed
 
 
 class _Conv(CoModule):
@@ -67,28 +67,32 @@ class _Conv(CoModule):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        axes = 1 + self.space
-        self.kernel_size = per_axis("kernel_size", self.kernel_size, axes, minimum=1)
-        self.stride = per_axis("stride", self.stride, axes, minimum=1)
-        self.padding = per_axis("padding", self.padding, axes)
-        self.dilation = per_axis("dilation", self.dilation, axes, minimum=1)
+        axes = self._axes
+        self.kernel_size = tuple(axis.kernel_size for axis in axes)
+        self.stride = tuple(axis.stride for axis in axes)
+        self.padding = tuple(axis.padding for axis in axes)
+        self.dilation = tuple(axis.dilation for axis in axes)
         for name in ("in_channels", "out_channels"):
             channels = getattr(self, name)
             if channels < 1 or channels % self.groups:
                 raise ValueError(f"{name}={channels} must be a positive multiple of {self.groups=}")
         one_of("padding_mode", self.padding_mode, ("zeros", "reflect", "replicate", "circular"))
         one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
-        if self.padding_mode != "zeros" and not self.space and any(self.padding):
+        if self.padding_mode != "zeros" and not self.space and axes[0].padding:
             raise ValueError(
                 f"{self.padding_mode=} concerns the spatial axes, of which Conv1d has none; "
                 "a stream's start and end are filled by temporal_fill"
             )
-        windowed(self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0])
+        windowed(axes[0])
         super().__post_init__()
 
     @property
+    def _axes(self) -> tuple[Axis, ...]:
+        return windows(1 + self.space, self.kernel_size, self.stride, self.padding, self.dilation)
+
+    @property
     def timing(self) -> Timing:
-        return windowed(self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0])
+        return windowed(self._axes[0])
 
     @property
     def _counter(self) -> Counter:
@@ -97,13 +101,10 @@ class _Conv(CoModule):
 
     def setup(self) -> None:
         per_group = self.in_channels // self.groups
-        uniform = fan_in_uniform(per_group * math.prod(self.kernel_size))
-        self.kernel = self.param(
-            "kernel",
-            self.kernel_init or uniform,
-            (*self.kernel_size, per_group, self.out_channels),
-            self.param_dtype,
-        )
+        size = tuple(axis.kernel_size for axis in self._axes)
+        uniform = fan_in_uniform(per_group * math.prod(size))
+        shape = (*size, per_group, self.out_channels)
+        self.kernel = self.param("kernel", self.kernel_init or uniform, shape, self.param_dtype)
         if self.bias:
             self.offset = self.param(
                 "bias", self.bias_init or uniform, (self.out_channels,), self.param_dtype
@@ -111,33 +112,17 @@ class _Conv(CoModule):
 
     def output_spec(self, x: Spec) -> Spec:
         require_step(x, self, self.space, self.in_channels)
-        lengths = [
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(
-                x.shape[2:],
-                self.padding[1:],
-                self.dilation[1:],
-                self.kernel_size[1:],
-                self.stride[1:],
-                strict=True,
-            )
-        ]
-        if min(lengths, default=1) < 1:
-            raise InputError(
-                f"a kernel of {self.kernel_size[1:]} does not fit into the spatial axes of {x.shape} "
-                f"with a padding of {self.padding[1:]}"
-            )
+        lengths = spatial_lengths(x, self._axes[1:])
         return Spec((x.shape[0], self.out_channels, *lengths), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
         if self.timing.n_out(x.shape[2]) < 1:
             raise InputError(self._too_short(x.shape[2]))
-        padding = self.padding
+        time, *space = self._axes
         if self.padding_mode != "zeros":
-            x = pad_space(x, padding[1:], self.padding_mode, first_axis=3)
-            padding = (padding[0], *(0 for _ in padding[1:]))
-        kernel = self.kernel.astype(x.dtype)
-        y = convolve_clip(x, kernel, self.stride, padding, self.dilation, self.groups)
+            x = pad_space(x, [axis.padding for axis in space], self.padding_mode, first_axis=3)
+            space = [axis._replace(padding=0) for axis in space]
+        y = convolve_clip(x, self.kernel.astype(x.dtype), [time, *space], self.groups)
         return self._biased(y, channel_axis=1)
 
     def fresh_state(self, x: Spec) -> State:
@@ -159,9 +144,10 @@ class _Conv(CoModule):
             window, after["window"] = shift(window, x, signal.valid)
         else:
             window = x[:, None]
-        window = pad_space(window[:, :: self.dilation[0]], self.padding[1:], self.padding_mode, 2)
-        kernel = self.kernel.astype(x.dtype)
-        y = convolve_window(window, kernel, self.stride[1:], self.dilation[1:], self.groups)
+        time, *space = self._axes
+        paddings = [axis.padding for axis in space]
+        window = pad_space(window[:, :: time.dilation], paddings, self.padding_mode, first_axis=2)
+        y = convolve_window(window, self.kernel.astype(x.dtype), space, self.groups)
         y = jnp.moveaxis(self._biased(y, channel_axis=-1), -1, 1)
         return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
 

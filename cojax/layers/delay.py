@@ -97,8 +97,8 @@ class Delay(_Held):
         front, back = self._crop
         if front < 0 or not 0 <= back <= self.steps:
             raise ValueError(
-                f"the crops of {self.auto_shrink=} must not be negative, and no more can be cropped "
-                f"behind than the {self.steps} steps that are held back"
+                f"the crops of {self.auto_shrink=} must not be negative, and no more can be "
+                f"cropped behind than the {self.steps} steps that are held back"
             )
         super().__post_init__()
 

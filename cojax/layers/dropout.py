@@ -10,7 +10,7 @@ from cojax.module import Spec, TimeLocal, require_floating
 class Dropout(TimeLocal):
     """Zeroes entries with probability ``p`` while training, and scales the rest by ``1 / (1 - p)``.
 
-    Needs an rng named "dropout" with ``train=True``. Every step of a stream draws a mask of its own.
+    Needs an rng named "dropout" with ``train=True``. Every step of a stream draws its own mask.
 
     Source: ``torch.nn.Dropout``; ``inplace`` is accepted and has no meaning here.
 

@@ -10,7 +10,7 @@ Initializer = Callable[..., Array]
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
-    """Uniform on ``[-1 / sqrt(fan_in), 1 / sqrt(fan_in)]``, as ``torch.nn.Conv3d`` and ``Linear``."""
+    """Uniform within ``1 / sqrt(fan_in)`` of zero, as ``torch.nn.Conv3d`` and ``Linear``."""
     bound = 1 / math.sqrt(fan_in)
 
     def initialize(key: Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Array:

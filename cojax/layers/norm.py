@@ -108,7 +108,7 @@ class _BatchNorm(CoModule):
         self.tracked.value = tracked
 
     def _normalised(self, x: Array, mean: Array, var: Array) -> Array:
-        """``(x - mean) / sqrt(var + eps) * scale + bias``, as one multiplication and one addition."""
+        """``(x - mean) / sqrt(var + eps) * scale + bias``, as one product and one sum."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         factor = lax.rsqrt(var.astype(wide) + self.eps)
         if self.affine:

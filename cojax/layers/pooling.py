@@ -1,15 +1,16 @@
 """Continual pooling: space is pooled frame by frame, time over a ring of pooled frames."""
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jax import Array
 
 from cojax.buffers import Counter, read, ring, write
-from cojax.layers.arguments import IntOrTuple, one_of, per_axis
+from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.module import CoModule, InputError, Signal, Spec, State, require_step
-from cojax.ops.pooling import Axis, adaptive, max_axes, mean_divisor, sum_axes
-from cojax.timing import Timing, windowed
+from cojax.ops.pooling import adaptive, max_axes, mean_divisor, sum_axes
+from cojax.timing import Axis, Timing, windowed
 
 
 class _TemporalPool(CoModule):
@@ -21,8 +22,11 @@ class _TemporalPool(CoModule):
 
     space: ClassVar[int]
     maximum: ClassVar[bool]
-    if TYPE_CHECKING:  # A field of the subclasses, in their order of arguments.
-        temporal_fill: str
+
+    @property
+    def temporal_fill(self) -> Any:
+        """A field of the subclasses, the last of their arguments."""
+        raise NotImplementedError
 
     @property
     def _time(self) -> Axis:
@@ -34,8 +38,7 @@ class _TemporalPool(CoModule):
 
     @property
     def timing(self) -> Timing:
-        time = self._time
-        return windowed(time.kernel_size, time.stride, time.padding, time.dilation, time.ceil_mode)
+        return windowed(self._time)
 
     @property
     def _counter(self) -> Counter:
@@ -101,24 +104,25 @@ class _Pool(_TemporalPool):
     padding: IntOrTuple = 0
 
     def __post_init__(self) -> None:
-        axes = 1 + self.space
-        self.kernel_size = per_axis("kernel_size", self.kernel_size, axes, minimum=1)
-        stride = self.kernel_size if self.stride is None else self.stride
-        self.stride = per_axis("stride", stride, axes, minimum=1)
-        self.padding = per_axis("padding", self.padding, axes)
-        self.dilation = per_axis("dilation", self.dilation, axes, minimum=1)
+        axes = self._axes
+        self.kernel_size = tuple(axis.kernel_size for axis in axes)
+        self.stride = tuple(axis.stride for axis in axes)
+        self.padding = tuple(axis.padding for axis in axes)
         one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
-        for padding, axis in zip(self.padding, self._axes, strict=True):
-            if padding > axis.extent // 2:
+        for axis in axes:
+            if axis.padding > axis.extent // 2:
                 raise ValueError(
                     f"{self.padding=} must be at most half of the (dilated) {self.kernel_size=}"
                 )
         super().__post_init__()
 
     @property
-    def _axes(self) -> list[Axis]:
-        shared = zip(self.kernel_size, self.stride, self.padding, self.dilation, strict=True)
-        return [Axis(*each, self.ceil_mode) for each in shared]
+    def _axes(self) -> tuple[Axis, ...]:
+        raise NotImplementedError
+
+    def _windows(self, dilation: IntOrTuple, ceil_mode: bool) -> tuple[Axis, ...]:
+        stride = self.kernel_size if self.stride is None else self.stride
+        return windows(1 + self.space, self.kernel_size, stride, self.padding, dilation, ceil_mode)
 
     @property
     def _time(self) -> Axis:
@@ -126,13 +130,7 @@ class _Pool(_TemporalPool):
 
     def output_spec(self, x: Spec) -> Spec:
         require_step(x, self, self.space)
-        pools = zip(x.shape[2:], self._axes[1:], strict=True)
-        lengths = [axis.length(size) for size, axis in pools]
-        if min(lengths, default=1) < 1:
-            raise InputError(
-                f"a window of {self.kernel_size[1:]} does not fit into the spatial axes of {x.shape} "
-                f"with a padding of {self.padding[1:]}"
-            )
+        lengths = spatial_lengths(x, self._axes[1:])
         return Spec((*x.shape[:2], *lengths), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
@@ -170,6 +168,14 @@ class _MaxPool(_Pool):
     dilation: IntOrTuple = 1
     ceil_mode: bool = False
     temporal_fill: str = "zeros"
+
+    def __post_init__(self) -> None:
+        self.dilation = tuple(axis.dilation for axis in self._axes)
+        super().__post_init__()
+
+    @property
+    def _axes(self) -> tuple[Axis, ...]:
+        return self._windows(self.dilation, self.ceil_mode)
 
     def _pool_space(self, x: Array, first: int) -> Array:
         return max_axes(x, self._axes[1:], first)
@@ -213,9 +219,13 @@ class _AvgPool(_Pool):
     def __post_init__(self) -> None:
         if isinstance(self.dilation, int):
             self.dilation = (self.dilation, *(1,) * self.space)
-        if any(d != 1 for d in self.dilation[1:]):
+        if any(axis.dilation != 1 for axis in self._axes[1:]):
             raise ValueError(f"an average pool dilates time alone, got {self.dilation=}")
         super().__post_init__()
+
+    @property
+    def _axes(self) -> tuple[Axis, ...]:
+        return self._windows(self.dilation, self.ceil_mode)
 
     @property
     def _counts_frames(self) -> bool:
@@ -316,43 +326,46 @@ class _AdaptivePool(_TemporalPool):
       InputError: for an input of another rank, or a dtype that is not floating.
     """
 
-    output_size: int | tuple[int | None, ...]
-    kernel_size: int
-    stride: int = 1
-    padding: int = 0
-    dilation: int = 1
+    output_size: int | Sequence[int | None]
+    kernel_size: IntOrTuple
+    stride: IntOrTuple = 1
+    padding: IntOrTuple = 0
+    dilation: IntOrTuple = 1
     temporal_fill: str = "zeros"
 
     def __post_init__(self) -> None:
-        axes = 1 + self.space
-        size = self.output_size
-        self.output_size = (size,) * axes if isinstance(size, int) else tuple(size)
-        if len(self.output_size) != axes or self.output_size[0] != 1:
+        self.output_size = self._sizes
+        if len(self.output_size) != 1 + self.space or self.output_size[0] != 1:
             raise ValueError(
-                f"output_size must have {axes} entries, the first (time) 1, got {self.output_size}"
+                f"output_size must have {1 + self.space} entries, the first (time) 1, got "
+                f"{self.output_size}"
             )
         one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
-        self.kernel_size = per_axis("kernel_size", self.kernel_size, 1, minimum=1)
-        self.stride = per_axis("stride", self.stride, 1, minimum=1)
-        self.padding = per_axis("padding", self.padding, 1)
-        self.dilation = per_axis("dilation", self.dilation, 1, minimum=1)
-        windowed(self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0])
+        time = self._time
+        self.kernel_size, self.stride = (time.kernel_size,), (time.stride,)
+        self.padding, self.dilation = (time.padding,), (time.dilation,)
+        windowed(time)
         super().__post_init__()
 
     @property
+    def _sizes(self) -> tuple[int | None, ...]:
+        size = self.output_size
+        return (size,) * (1 + self.space) if isinstance(size, int) else tuple(size)
+
+    @property
     def _time(self) -> Axis:
-        return Axis(self.kernel_size[0], self.stride[0], self.padding[0], self.dilation[0])
+        return windows(1, self.kernel_size, self.stride, self.padding, self.dilation)[0]
 
     def output_spec(self, x: Spec) -> Spec:
         require_step(x, self, self.space)
-        wanted = zip(self.output_size[1:], x.shape[2:], strict=True)
+        wanted = zip(self._sizes[1:], x.shape[2:], strict=True)
         return Spec((*x.shape[:2], *(n if w is None else w for w, n in wanted)), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        return adaptive(x, self.output_size, 2, self.maximum)
+        return adaptive(x, self._sizes, 2, self.maximum)
 
     def _pool_space(self, x: Array, first: int) -> Array:
-        return adaptive(x, self.output_size[1:], first, self.maximum)
+        return adaptive(x, self._sizes[1:], first, self.maximum)
 
 
 class AdaptiveAvgPool2d(_AdaptivePool):

@@ -6,46 +6,26 @@ Sums of half precision are taken in float32.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from cojax.timing import Axis
 
-class Axis(NamedTuple):
-    """A pool along one axis."""
 
-    kernel_size: int
-    stride: int
-    padding: int
-    dilation: int = 1
-    ceil_mode: bool = False
+def pads(axis: Axis, size: int) -> tuple[int, int]:
+    """The padding in front and behind that all windows together reach into."""
+    reach = (axis.length(size) - 1) * axis.stride + axis.extent
+    return axis.padding, max(reach - size - axis.padding, 0)
 
-    @property
-    def extent(self) -> int:
-        """The steps from the first to the last that a window touches, both counted."""
-        return self.dilation * (self.kernel_size - 1) + 1
 
-    def length(self, size: int) -> int:
-        """The number of windows over ``size`` entries; with ``ceil_mode`` none starts past the end."""
-        room = size + 2 * self.padding - self.extent
-        if not self.ceil_mode:
-            return room // self.stride + 1
-        windows = -(-room // self.stride) + 1
-        return windows - ((windows - 1) * self.stride >= size + self.padding)
-
-    def pads(self, size: int) -> tuple[int, int]:
-        """The padding in front and behind that all windows together reach into."""
-        reach = (self.length(size) - 1) * self.stride + self.extent
-        return self.padding, max(reach - size - self.padding, 0)
-
-    def counts(self, size: int, include_pad: bool) -> np.ndarray:
-        """How many entries each window averages over."""
-        starts = np.arange(self.length(size)) * self.stride - self.padding
-        taps = starts[:, None] + np.arange(self.kernel_size) * self.dilation
-        low, high = (-self.padding, size + self.padding) if include_pad else (0, size)
-        return ((taps >= low) & (taps < high)).sum(axis=1)
+def counts(axis: Axis, size: int, include_pad: bool) -> np.ndarray:
+    """How many entries each window averages over."""
+    starts = np.arange(axis.length(size)) * axis.stride - axis.padding
+    taps = starts[:, None] + np.arange(axis.kernel_size) * axis.dilation
+    low, high = (-axis.padding, size + axis.padding) if include_pad else (0, size)
+    return ((taps >= low) & (taps < high)).sum(axis=1)
 
 
 def accumulated(dtype: jnp.dtype) -> jnp.dtype:
@@ -58,16 +38,16 @@ def sum_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
     if all(axis == Axis(1, 1, 0, axis.dilation, axis.ceil_mode) for axis in axes):
         return x
     around = (1,) * first, (1,) * (x.ndim - first - len(axes))
-    pads = [(0, 0)] * x.ndim
+    padding = [(0, 0)] * x.ndim
     for i, axis in enumerate(axes, first):
-        pads[i] = axis.pads(x.shape[i])
+        padding[i] = pads(axis, x.shape[i])
     wide = lax.reduce_window(
         x.astype(accumulated(x.dtype)),
         np.zeros((), accumulated(x.dtype)),
         lax.add,
         (*around[0], *(a.kernel_size for a in axes), *around[1]),
         (*around[0], *(a.stride for a in axes), *around[1]),
-        pads,
+        padding,
         window_dilation=(*around[0], *(a.dilation for a in axes), *around[1]),
     )
     return wide.astype(x.dtype)
@@ -85,9 +65,9 @@ def max_axis(x: Array, axis: Axis, index: int) -> Array:
     if axis.kernel_size == 1 and axis.stride == 1 and not axis.padding:
         return x
     windows = axis.length(x.shape[index])
-    pads = [(0, 0, 0)] * x.ndim
-    pads[index] = (*axis.pads(x.shape[index]), 0)
-    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads)
+    padding = [(0, 0, 0)] * x.ndim
+    padding[index] = (*pads(axis, x.shape[index]), 0)
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
     taps = []
     for tap in range(axis.kernel_size):
         start = tap * axis.dilation
@@ -102,7 +82,7 @@ def mean_divisor(
     """What a sum over windows is divided by: the entries in each, an array over the axes."""
     divisor: np.ndarray | float = 1.0
     for size, axis in zip(sizes, axes, strict=True):
-        divisor = np.multiply.outer(divisor, axis.counts(size, include_pad))
+        divisor = np.multiply.outer(divisor, counts(axis, size, include_pad))
     return divisor
 
 

@@ -52,7 +52,7 @@ class StateFile:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes the file beside the old one, then puts it in its place."""
         target = Path(path)
-        leaves = {f"{i}": _raw(leaf) for i, (_, leaf) in enumerate(_flat(self.state))}
+        arrays = {f"{i}": _raw(leaf) for i, (_, leaf) in enumerate(_flat(self.state))}
         header = {
             "format": _FORMAT,
             "network": self.network,
@@ -65,7 +65,8 @@ class StateFile:
             ],
         }
         content = io.BytesIO()
-        np.savez(content, header=np.frombuffer(json.dumps(header).encode(), np.uint8), **leaves)
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        np.savez(content, allow_pickle=False, **arrays)
         body = content.getvalue()
         handle, beside = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:

@@ -12,7 +12,7 @@ import numpy as np
 from cojax.streaming.stream import Stream
 
 
-class MalformedLine(ValueError):
+class MalformedLineError(ValueError):
     """A line is not a sample."""
 
 
@@ -20,19 +20,19 @@ def parse(line: str, shape: Sequence[int]) -> np.ndarray:
     """A sample ``(1, *shape)`` from its numbers, separated by commas or white space.
 
     Raises:
-      MalformedLine: unless there are exactly as many numbers as entries, all finite.
+      MalformedLineError: unless there are exactly as many numbers as entries, all finite.
     """
     words = line.replace(",", " ").split()
     expected = math.prod(shape)
     if len(words) != expected:
-        raise MalformedLine(f"expected {expected} numbers, got {len(words)}")
+        raise MalformedLineError(f"expected {expected} numbers, got {len(words)}")
     try:
         values = [float(word) for word in words]
     except ValueError as error:
-        raise MalformedLine(str(error)) from error
+        raise MalformedLineError(str(error)) from error
     for word, value in zip(words, values, strict=True):
         if not math.isfinite(value):
-            raise MalformedLine(f"{word!r} is not a finite number")
+            raise MalformedLineError(f"{word!r} is not a finite number")
     return np.array(values, np.float32).reshape(1, *shape)
 
 
@@ -68,7 +68,7 @@ def answer(
         for number, line in enumerate(lines, 1):
             try:
                 x_t = parse(line, stream.spec.shape[1:])
-            except MalformedLine as error:
+            except MalformedLineError as error:
                 malformed += 1
                 print(f"line {number}: {error}", file=errors, flush=True)
                 continue

@@ -24,7 +24,6 @@ from cojax.module import (
 )
 from cojax.streaming.files import StateFile, StateFileError
 
-
 # Up to this many bytes, variables are compiled into the step as constants: passing each leaf costs
 # more than a microsecond a step (demo network, 2 CPU cores: 54 us a step, against 81 as arguments).
 _CONSTANT_BYTES = 4 * 2**20
@@ -79,7 +78,8 @@ class Stream:
             isinstance(module, Conditional) and module.advance == "taken" for _, module in walk(net)
         )
         small = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) <= _CONSTANT_BYTES
-        self._passed, self._constant = (None, variables) if small else (variables, None)
+        self._passed: Any = None if small else variables
+        self._constant: Any = variables if small else None
         self._compiled_step = jax.jit(self._apply_step, donate_argnums=0)
         self._compiled_steps = jax.jit(
             self._apply_steps, donate_argnums=0, static_argnames="pad_end"
@@ -205,15 +205,15 @@ class Stream:
         return self.net.apply(variables, state, xs, pad_end, method="forward_steps")
 
     def _owned(self, state: State) -> State:
-        """A copy that may be donated, fresh and restored ones placed alike: or a step recompiles."""
+        """A copy that may be donated; fresh and restored ones lie alike, or the step recompiles."""
         owned = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
         return owned if self._device is None else jax.device_put(owned, self._device)
 
     def _check(self, x: Any) -> None:
         """Compares a step, or its spec, with those that the stream takes."""
-        if isinstance(self.spec, Spec) and getattr(x, "shape", None) == self.spec.shape:
-            if x.dtype == self.spec.dtype:
-                return
+        one = isinstance(self.spec, Spec) and hasattr(x, "dtype")
+        if one and x.shape == self.spec.shape and x.dtype == self.spec.dtype:
+            return
         given, wanted = (
             [(s.shape, s.dtype) for s in flat_streams(map_streams(spec_of, each))]
             for each in (x, self.spec)

@@ -1,0 +1,194 @@
+"""The command line, as a user calls it."""
+
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import cojax as co
+from cojax import cli
+from cojax.demo.network import LABELS, activity_network, trained_variables
+from cojax.demo.recordings import load, parse
+from cojax.demo.run import run
+from tests.laws import variables_of
+
+DATA = load("test")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """A recording, and the demo network's output for it."""
+    net = activity_network()
+    clip = DATA.x[:1]
+    return clip[0], np.asarray(net.apply(trained_variables(net), clip)[0])
+
+
+def feed(monkeypatch, lines):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def samples(clip, separator=","):
+    return [separator.join(repr(float(v)) for v in sample) for sample in clip.T]
+
+
+def test_the_demo_recognises_the_recordings_and_equals_its_clips(capsys):
+    outcome = run()
+    printed = capsys.readouterr().out
+    assert outcome.online >= 0.95
+    assert outcome.offline >= 0.95
+    assert outcome.difference < 1e-5
+    assert printed.count("✓") == round(40 * outcome.online)
+    for words in (
+        "40/40",
+        "accuracy online",
+        "time per step, recomputing the window of 61",
+        "ratio",
+    ):
+        assert words in printed
+
+
+def test_the_demo_draws_a_recording(tmp_path, capsys):
+    picture = tmp_path / "demo.png"
+    assert cli.main(["demo", "--plot", str(picture), "--recording", "3"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "drew recording 3" in capsys.readouterr().out
+
+
+def test_the_demo_checkpoint_loads_in_torch():
+    net = activity_network()
+    variables = trained_variables(net)
+    assert sum(v.numel() for v in co.to_torch(net, variables).values()) > 1e5
+
+
+@pytest.mark.parametrize("separator", [",", " ", ", ", "\t"])
+def test_stream_answers_every_line(monkeypatch, capsys, clip, separator):
+    x, y = clip
+    feed(monkeypatch, samples(x[:, :64], separator))
+    assert cli.main(["stream"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:60] == [f"{n}\t-" for n in range(1, 61)]
+    for n, line in enumerate(lines[60:]):
+        assert line == f"{n + 61}\t{LABELS[y[:, n].argmax()]}\t{y[:, n].max():.3f}"
+
+
+def test_malformed_lines_are_reported_and_do_not_disturb(monkeypatch, capsys, clip):
+    x, y = clip
+    good = samples(x[:, :62])
+    bad = ["1,2,3", "one,2,3,4,5,6", "1,2,3,4,5,nan", "", "1,2,3,4,5,6,7"]
+    feed(monkeypatch, [*good[:61], *bad, good[61]])
+    assert cli.main(["stream", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        "line 62: expected 6 numbers, got 3",
+        "line 63: could not convert string to float: 'one'",
+        "line 64: 'nan' is not a finite number",
+        "line 65: expected 6 numbers, got 0",
+        "line 66: expected 6 numbers, got 7",
+    ]
+    last = json.loads(printed.out.splitlines()[-1])
+    assert last["line"] == 67
+    np.testing.assert_allclose(last["output"], y[:, 1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_stream_resumes_from_its_state(monkeypatch, capsys, clip, tmp_path):
+    x, y = clip
+    state = str(tmp_path / "watch.state")
+    answers = []
+    for part in (x[:, :50], x[:, 50:63]):
+        feed(monkeypatch, samples(part))
+        assert cli.main(["stream", "--json", "--state", state]) == 0
+        answers += [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_allclose([a["output"] for a in answers[60:]], y.T[:3], rtol=1e-4, atol=1e-6)
+
+
+NETWORK = """
+import cojax as co
+
+def tiny():
+    return co.Sequential(co.Conv2d(2, 3, (2, 1)), co.ReLU())
+
+def nothing():
+    return 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A network of one's own: its file, its weights and its variables."""
+    (tmp_path / "nets.py").write_text(NETWORK)
+    net = co.Sequential(co.Conv2d(2, 3, (2, 1)), co.ReLU())
+    variables = variables_of(net)
+    co.save_torch(tmp_path / "w.safetensors", net, variables)
+    return tmp_path, net, variables
+
+
+def test_networks_of_ones_own_are_streamed(monkeypatch, capsys, own):
+    folder, net, variables = own
+    x = np.arange(12, dtype=np.float32).reshape(3, 1, 2, 2) / 10
+    feed(monkeypatch, [" ".join(map(str, step.ravel())) for step in x])
+    arguments = ["--net", f"{folder}/nets.py:tiny", "--weights", f"{folder}/w.safetensors"]
+    assert cli.main(["stream", *arguments, "--shape", "2,2", "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert answers[0] == {"line": 1, "output": None}
+    expected = net.apply(variables, np.moveaxis(x, 0, 2))
+    for n in (0, 1):
+        np.testing.assert_allclose(answers[n + 1]["output"], expected[0, :, n], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--net", "{}/nets.py:tiny"], "--net needs --weights"),
+        (["--net", "tiny"], "--net is WHERE:FUNCTION"),
+        (["--net", "{}/nets.py:none"], "has no function 'none'"),
+        (["--net", "{}/nets.py:nothing"], "returned a int, expected a CoModule"),
+        (["--net", "no_such_module:f"], "No module named 'no_such_module'"),
+        (["--net", "{}/none.py:f"], "No such file"),
+        (["--weights", "{}/none.pt"], "there is no file"),
+        (["--weights", "{}/w.safetensors"], "the checkpoint does not fit Sequential"),
+        (["--labels", "a,b"], "--labels names 2 outputs, the network has 4"),
+        (["--shape", "5"], "expects 6 channels, got 5"),
+    ],
+)
+def test_arguments_that_do_not_work_say_why(monkeypatch, capsys, own, arguments, words):
+    feed(monkeypatch, ["1,2,3,4,5,6"])
+    assert cli.main(["stream", *(a.format(own[0]) for a in arguments)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_recording_to_draw_must_exist(capsys):
+    assert cli.main(["demo", "--recording", "41", "--plot", "x.png"]) == 2
+    assert "from 1 to 40, got 41" in capsys.readouterr().err
+
+
+def test_stream_answers_before_the_next_line_and_survives_a_closed_pipe():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cojax.cli", "stream"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for n in (1, 2):
+        process.stdin.write("1,2,3,4,5,6\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == f"{n}\t-\n"
+    process.stdout.close()
+    _, errors = process.stdin.write("1,2,3,4,5,6\n"), None
+    process.stdin.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert errors == ""
+
+
+def test_recordings_are_read_or_refused():
+    lines = ["# made up", "@classLabel true a b", "@data", "1,2:3,4:b", ""]
+    data = parse(lines)
+    assert data.x.tolist() == [[[1, 2], [3, 4]]]
+    assert (data.y.tolist(), data.labels) == ([1], ("a", "b"))
+    with pytest.raises(ValueError, match="line 1: label 'c' is none of"):
+        parse(["1,2:c"])

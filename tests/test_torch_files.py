@@ -1,0 +1,120 @@
+"""What checkpoints say when they do not fit. (That those that fit do fit, test_peers shows.)"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import cojax as co
+from tests.laws import assert_same_bits, variables_of
+
+
+@pytest.fixture
+def net():
+    return co.Sequential(
+        {"conv": co.Conv1d(2, 3, 3), "norm": co.BatchNorm1d(3), "head": co.Linear(3, 2, True, 1)}
+    )
+
+
+@pytest.fixture
+def state_dict(net):
+    return {k: v.numpy() for k, v in co.to_torch(net, variables_of(net)).items()}
+
+
+def test_every_misfit_is_named_at_once(net, state_dict):
+    state_dict["conv.weigth"] = state_dict.pop("conv.weight")
+    state_dict["head.bias"] = np.zeros(7, np.float32)
+    state_dict["extra"] = np.zeros((2, 2), np.float32)
+    with pytest.raises(co.CheckpointError) as error:
+        co.load_torch(net, state_dict)
+    message = str(error.value)
+    for words in (
+        "missing conv.weight, of shape (3, 2, 3) (nearest: conv.weigth (3, 2, 3))",
+        "unexpected conv.weigth, of shape (3, 2, 3) (nearest: conv.weight)",
+        "unexpected extra, of shape (2, 2)",
+        "head.bias has shape (7,), expected (2,)",
+    ):
+        assert words in message
+
+
+def test_num_batches_tracked_may_be_absent(net, state_dict):
+    del state_dict["norm.num_batches_tracked"]
+    variables = co.load_torch(net, state_dict)
+    assert int(variables["batch_stats"]["layers_norm"]["num_batches_tracked"]) == 0
+
+
+def test_names_that_become_one_are_refused(net, state_dict):
+    with pytest.raises(co.CheckpointError, match="two entries of the checkpoint are called 'x'"):
+        co.load_torch(net, state_dict, rename=lambda name: "x")
+    twins = co.Sequential(co.Conv1d(1, 1, 1), co.Conv1d(1, 1, 1))
+    with pytest.raises(co.CheckpointError, match="cannot be flattened"):
+        co.load_torch(twins, {}, flatten=True)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_damaged_file_is_refused(net, tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(co.CheckpointError, match="cannot be read as a checkpoint"):
+        co.load_torch(net, path)
+
+
+def test_pickled_modules_are_never_loaded(net, tmp_path):
+    path = tmp_path / "module.pt"
+    torch.save(torch.nn.Linear(1, 1), path)
+    with pytest.raises(co.CheckpointError, match="nothing else is ever loaded"):
+        co.load_torch(net, path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [([1, 2], "holds a list"), ({"epoch": 3}, "its entry 'epoch' is a int")],
+)
+def test_a_file_without_a_state_dict_is_refused(net, tmp_path, content, words):
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(co.CheckpointError, match=words):
+        co.load_torch(net, tmp_path / "w.pt")
+
+
+def test_unknown_files_are_refused(net, tmp_path):
+    for path in (tmp_path / "weights.bin", "weights"):
+        with pytest.raises(co.CheckpointError, match="must end in"):
+            co.load_torch(net, path)
+        with pytest.raises(co.CheckpointError, match="must end in"):
+            co.save_torch(path, net, variables_of(net))
+    with pytest.raises(co.CheckpointError, match="there is no file"):
+        co.load_torch(net, tmp_path / "none.pt")
+
+
+def test_foreign_variables_are_not_written(net, tmp_path):
+    variables = variables_of(net)
+    variables["params"]["layers_head"]["bias"] = jnp.zeros(5)
+    del variables["params"]["layers_conv"]
+    with pytest.raises(co.CheckpointError) as error:
+        co.save_torch(tmp_path / "w.pt", net, variables)
+    assert "missing params/layers_conv/kernel" in str(error.value)
+    assert "params/layers_head/bias has shape (5,), expected (2,)" in str(error.value)
+    assert not (tmp_path / "w.pt").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_files_keep_dtypes_and_bits(net, tmp_path, suffix, dtype):
+    variables = variables_of(net)
+    variables["params"] = {
+        name: {leaf: value.astype(dtype) for leaf, value in layer.items()}
+        for name, layer in variables["params"].items()
+    }
+    co.save_torch(tmp_path / f"w{suffix}", net, variables)
+    assert_same_bits(co.load_torch(net, tmp_path / f"w{suffix}"), variables, dtype)
+
+
+def test_a_state_dict_without_tensors_of_ours_is_refused(net, tmp_path):
+    save_file({"a": np.zeros(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(co.CheckpointError, match=r"missing conv.weight(.|\n)*unexpected a"):
+        co.load_torch(net, tmp_path / "w.safetensors")
+
+
+def test_a_network_without_variables_loads_nothing():
+    assert co.load_torch(co.ReLU(), {}) == {"params": {}}
