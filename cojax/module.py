@@ -18,7 +18,7 @@ public methods check what they are given, once, and call these.
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, final
 
 import flax.linen as nn
 import flax.struct
@@ -281,6 +281,7 @@ class CoModule(nn.Module):
         """The same as :meth:`forward`."""
         return self.forward(x, train=train)
 
+    @final
     def forward(self, x: Any, train: bool = False) -> Any:
         """The whole clip at once, as the ``torch.nn`` module would.
 
@@ -298,6 +299,7 @@ class CoModule(nn.Module):
         self.output_spec(map_streams(lambda clip: without_time(spec_of(clip)), x))
         return self.clip(x, train=train)
 
+    @final
     def forward_step(self, state: State, x_t: Any, train: bool = False) -> tuple[Any, State]:
         """One step of a stream.
 
@@ -317,6 +319,7 @@ class CoModule(nn.Module):
         signals, state = self.step(state, signals, train=train)
         return map_streams(_departing, signals), state
 
+    @final
     def forward_steps(
         self, state: State, xs: Any, pad_end: bool = False, train: bool = False
     ) -> tuple[Any, State]:
@@ -355,6 +358,7 @@ class CoModule(nn.Module):
             frames = map_streams(_join, frames, flushed)
         return map_streams(_time_third, frames), state
 
+    @final
     def forward_stream(self, x: Any, train: bool = False) -> Any:
         """A fresh stream over a clip, stepped and flushed: equal to :meth:`forward`.
 
@@ -378,6 +382,7 @@ class CoModule(nn.Module):
             lambda frame: frame.value[:, :, outputs.start : outputs.stop : outputs.step], frames
         )
 
+    @final
     @nn.nowrap
     def init_state(self, x_t: Any, dtype: Any = None) -> State:
         """A fresh stream's state. Needs no variables, and no bound module.

@@ -1,5 +1,6 @@
 """What combinators promise beside the laws."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +28,32 @@ def test_children_run_in_their_order_under_every_transform():
     frames, _ = net.apply({}, {}, x, method="forward_steps")
     for y in (net.apply({}, x), net.apply({}, x, method="forward_stream"), frames.value):
         np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+    class Outer(nn.Module):
+        """A network within a Flax module of one's own, under one of its transforms."""
+
+        inner: co.CoModule
+        lifted: str
+
+        def __call__(self, x):
+            run = {
+                "remat": nn.remat(lambda module, x: module.inner(x)),
+                "jit": nn.jit(lambda module, x: module.inner(x)),
+                "vmap": lambda module, x: nn.vmap(
+                    lambda module, x: module.inner(x[None])[0], variable_axes={"params": None}
+                )(module, x),
+                "cond": lambda module, x: nn.cond(
+                    x.sum() < jnp.inf, lambda m, x: m.inner(x), lambda m, x: x, module, x
+                ),
+                "scan": lambda module, x: nn.scan(
+                    lambda module, _, x: (None, module.inner(x)), length=1
+                )(module, None, x[None])[1][0],
+            }
+            return run[self.lifted](self, x)
+
+    for lifted in ("remat", "jit", "vmap", "cond", "scan"):
+        y = Outer(net, lifted).apply({}, x)
+        np.testing.assert_allclose(y, expected, rtol=1e-6, err_msg=lifted)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +86,11 @@ def test_children_run_in_their_order_under_every_transform():
         ),
         (lambda: co.Sequential({"a.b": co.ReLU()}), "no '.' or '/'"),
         (lambda: co.ParallelDispatch([0, "1"]), "made of sequences of stream numbers"),
-        (lambda: co.Conditional(True, co.ReLU()), "the predicate must be callable"),
+        (lambda: co.Conditional(True, co.ReLU()), r"callable with \(module, x, train\), got True"),
+        (
+            lambda: co.Conditional(lambda module, x: True, co.ReLU()),
+            "too many positional arguments",
+        ),
         (
             lambda: co.Conditional(lambda m, x, t: t, co.ReLU(), advance="never"),
             "advance must be one of",

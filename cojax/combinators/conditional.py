@@ -1,5 +1,6 @@
 """A choice between two modules."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,8 +63,13 @@ class Conditional(_Branches):
         order: tuple[str, ...] | None = None,
         **linen: Any,
     ):
-        if not callable(predicate):
-            raise ValueError(f"the predicate must be callable, got {predicate!r}")
+        try:
+            inspect.signature(predicate).bind(self, None, False)
+        except TypeError as error:
+            raise ValueError(
+                "the predicate must be callable with (module, x, train), got "
+                f"{predicate!r}: {error}"
+            ) from error
         one_of("advance", advance, ("always", "taken"))
         branches = [on_true, Identity() if on_false is None else on_false]
         self._construct(
