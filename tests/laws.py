@@ -307,11 +307,10 @@ def check_dtypes(bench: Bench) -> None:
 def check_receptive_field(bench: Bench) -> None:
     """Law 4: the declared receptive field is the measured one."""
     timing = bench.net.timing
-    first = -(
-        -max(timing.padding, 0) // timing.stride
-    )  # The first output that sees no start padding.
+    # An output that sees no padding, not even within the network, and comes before the end.
+    first = -(-(max(timing.padding, 0) + timing.receptive_field) // timing.stride)
     start = first * timing.stride - timing.padding
-    steps = start + timing.receptive_field + timing.stride + max(0, timing.delay)
+    steps = start + 2 * timing.receptive_field + timing.stride + timing.delay
 
     def reached(x: Any) -> Any:
         y = bench.applied(bench.params, x, "forward")

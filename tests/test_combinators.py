@@ -86,6 +86,10 @@ def test_children_run_in_their_order_under_every_transform():
         ),
         (lambda: co.Sequential({"a.b": co.ReLU()}), "no '.' or '/'"),
         (lambda: co.ParallelDispatch([0, "1"]), "made of sequences of stream numbers"),
+        (
+            lambda: co.Conditional(lambda m, x, t: t, co.Conv1d(1, 1, 3)),
+            r"must shrink a clip alike, but do so by {'0': 2, '1': 0} steps",
+        ),
         (lambda: co.Conditional(True, co.ReLU()), r"callable with \(module, x, train\), got True"),
         (
             lambda: co.Conditional(lambda module, x: True, co.ReLU()),
@@ -185,7 +189,8 @@ def test_a_branch_not_taken_is_frozen_when_asked():
     def louder(module, x, train):
         return jnp.abs(x).max() > 1
 
-    net = co.Conditional(louder, co.Conv1d(1, 1, 2), co.Delay(1), advance="taken")
+    lagging = co.Delay(1, auto_shrink="lagging")
+    net = co.Conditional(louder, co.Conv1d(1, 1, 2), lagging, advance="taken")
     variables = variables_of(net)
     step = jax.jit(lambda s, x: net.apply(variables, s, x, method="forward_step"))
     state, zero = net.init_state((1, 1)), jnp.zeros((1, 1))

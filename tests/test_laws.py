@@ -129,6 +129,12 @@ COMBINATORS = {
         ),
         (2, 2, 18),
     ),
+    "ties in a maximum over time and space": (
+        lambda: co.Sequential(
+            co.BatchNorm2d(3), co.ReLU(), co.MaxPool2d((3, 2), stride=1, padding=(1, 0))
+        ),
+        (2, 3, 9, 4),
+    ),
     "max behind max": (
         lambda: co.Sequential(
             co.MaxPool1d(3, stride=1, padding=1),

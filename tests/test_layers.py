@@ -51,6 +51,8 @@ def test_arguments_that_do_not_fit_are_refused_at_construction(build, words):
         (co.Softmax(dim=2), (1, 4), "dim of Softmax is the time axis"),
         (co.Reshape(1, 5), (1, 4), "cannot be reshaped"),
         (co.BatchNorm2d(3), (1, 3), "BatchNorm2d expects steps"),
+        (co.Add(np.ones((4, 1))), (1, 3), r"constant of shape \(4, 1\) does not broadcast"),
+        (co.Multiply(np.ones((3, 2))), (1, 3), r"constant of shape \(3, 2\) does not broadcast"),
         (co.Lambda(lambda x: x @ jnp.ones((9, 2))), (1, 4), "the function failed on a step"),
     ],
 )

@@ -292,7 +292,8 @@ def test_a_layer_of_ones_own_composes():
     )
 
 
-def test_float64_needs_no_other_code(net):
+def test_float64_needs_no_other_code():
+    net = co.Sequential(co.Conv1d(3, 4, 3, padding=1), co.BatchNorm1d(4), co.AvgPool1d(2))
     with jax.enable_x64(True):
         variables = variables_of(net)
         x = clip_of((1, 3, 9), dtype=np.float64)

@@ -35,7 +35,7 @@ class Conditional(_Branches):
       predicate: called with this module, a step ``(B, C, *S)`` and ``train``. A static predicate
         sees a clip in ``forward``.
       layers: the branches: "0" where the predicate is True, "1" where not. The second defaults to
-        the identity, delayed as the first.
+        the identity, delayed as the first. Both must shrink a clip by as many steps.
       advance: "always"; or "taken": under a traced predicate, which must be a scalar, only the
         branch taken advances. That saves the cost of the other, and gives up that a stream equals
         its clip.
@@ -44,7 +44,8 @@ class Conditional(_Branches):
       a stream to a stream; both branches give the same shape.
 
     Raises:
-      ValueError: at construction, if the branches do not share one temporal stride.
+      ValueError: at construction, if the branches do not share one temporal stride, or shrink a
+        clip by different numbers of steps.
       InputError: if the branches give different shapes, or a predicate neither ``()`` nor ``(B,)``.
     """
 
@@ -79,6 +80,17 @@ class Conditional(_Branches):
             auto_delay=auto_delay,
             **linen,
         )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shrinks = {
+            name: child.timing.delay - child.timing.end for name, child in self.children().items()
+        }
+        if len(set(shrinks.values())) > 1:
+            raise ValueError(
+                f"the branches of a Conditional must shrink a clip alike, but do so by {shrinks} "
+                "steps; pad them, or crop one with Delay(auto_shrink=...)"
+            )
 
     @property
     def _line(self) -> DelayLine:

@@ -88,31 +88,65 @@ class Identity(TimeLocal):
         return x
 
 
-class Add(TimeLocal):
+class _WithConstant(TimeLocal):
+    """A function of a clip and of a constant that broadcasts against clips."""
+
+    @property
+    def _value(self) -> ArrayLike:
+        raise NotImplementedError
+
+    def output_spec(self, x: Spec) -> Spec:
+        clip, constant = with_time(x).shape, jnp.shape(self._value)
+        try:
+            shape = jnp.broadcast_shapes(clip, constant)
+        except ValueError:
+            shape = ()
+        if shape[2:3] != (1,):
+            raise InputError(
+                f"the constant of shape {constant} does not broadcast against a clip "
+                f"(batch, channel, time, *space) of steps of shape {x.shape}"
+            )
+        return without_time(Spec(shape, x.dtype))
+
+
+class Add(_WithConstant):
     """Adds a number, or an array that broadcasts against clips. Source: ``continual.Add``."""
 
     constant: ArrayLike
+
+    @property
+    def _value(self) -> ArrayLike:
+        return self.constant
 
     def clip(self, x: Array, train: bool = False) -> Array:
         return x + jnp.asarray(self.constant, x.dtype)
 
 
-class Multiply(TimeLocal):
+class Multiply(_WithConstant):
     """Multiplies by a constant, as :class:`Add`. Source: ``continual.Multiply``."""
 
     factor: ArrayLike
+
+    @property
+    def _value(self) -> ArrayLike:
+        return self.factor
 
     def clip(self, x: Array, train: bool = False) -> Array:
         return x * jnp.asarray(self.factor, x.dtype)
 
 
-class Constant(TimeLocal):
-    """Returns the constant in the shape of its input. Source: ``continual.Constant``."""
+class Constant(_WithConstant):
+    """Returns the constant, broadcast against its input. Source: ``continual.Constant``."""
 
     constant: ArrayLike
 
+    @property
+    def _value(self) -> ArrayLike:
+        return self.constant
+
     def clip(self, x: Array, train: bool = False) -> Array:
-        return jnp.broadcast_to(jnp.asarray(self.constant, x.dtype), x.shape)
+        constant = jnp.asarray(self.constant, x.dtype)
+        return jnp.broadcast_to(constant, jnp.broadcast_shapes(x.shape, constant.shape))
 
 
 def Zero() -> Constant:  # noqa: N802 - a module by its name in continual

@@ -9,7 +9,7 @@ from jax import Array
 from cojax.buffers import Counter, read, ring, write
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.module import CoModule, InputError, Signal, Spec, State, require_step
-from cojax.ops.pooling import adaptive, max_axes, mean_divisor, sum_axes
+from cojax.ops.pooling import adaptive, max_axes, maximum, mean_divisor, sum_axes
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -79,16 +79,19 @@ class _TemporalPool(CoModule):
             frames = after["ring"] = write(frames, frame, count % slots, signal.valid)
             time = self._time
             if time.dilation > 1:
-                taps = (count - time.dilation * jnp.arange(time.kernel_size)) % slots
+                taps = (count - time.dilation * jnp.arange(time.kernel_size)[::-1]) % slots
                 frames = jnp.take(frames, taps, axis=1)
-        pooled = self._pool_time(frames, count, signal.past)
+        oldest = 0 if self._time.dilation > 1 else (count + 1) % slots
+        pooled = self._pool_time(frames, oldest, count, signal.past)
         emits = self._counter.emits(state, self.timing)
         return signal.leaves(pooled, emits, self.timing), after
 
-    def _pool_time(self, frames: Array, count: Array | int, past: Array | int) -> Array:
-        """Pools ``(B, kernel_size, ...)`` over the frames of the window."""
+    def _pool_time(
+        self, frames: Array, oldest: Array | int, count: Array | int, past: Array | int
+    ) -> Array:
+        """Pools ``(B, kernel_size, ...)`` over the frames of the window, a ring."""
         if self.maximum:
-            return jnp.max(frames, axis=1)
+            return maximum(frames, oldest, 1)
         divisor = jnp.maximum(self._divisor(count, past), 1)
         return (jnp.sum(frames, axis=1) / divisor).astype(frames.dtype)
 

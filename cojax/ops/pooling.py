@@ -4,9 +4,12 @@ The two are reduced apart, in clips as in steps, so that both treat ties and rou
 Sums of half precision are taken in float32.
 """
 
+import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -73,7 +76,28 @@ def max_axis(x: Array, axis: Axis, index: int) -> Array:
         start = tap * axis.dilation
         stop = start + (windows - 1) * axis.stride + 1
         taps.append(lax.slice_in_dim(x, start, stop, axis.stride, index))
-    return jnp.max(jnp.stack(taps), axis=0)
+    return maximum(jnp.stack(taps), 0, 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def maximum(x: Array, first: Array | int, axis: int) -> Array:
+    """The maximum along an axis. Its gradient goes to the first entry that has it, as in torch.
+
+    The entries are taken in the order of a ring: the first is number ``first``.
+
+    The derivative of ``jnp.max`` compares every entry with the maximum, which goes wrong where XLA
+    computes what is pooled anew for the comparison, and rounds it differently.
+    """
+    return jnp.max(x, axis)
+
+
+@maximum.defjvp
+def _maximum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    x, first = primals
+    order = (first + jnp.arange(x.shape[axis])) % x.shape[axis]
+    place = order[jnp.argmax(jnp.take(x, order, axis), axis)]
+    tangent = jnp.take_along_axis(tangents[0], jnp.expand_dims(place, axis), axis)
+    return jnp.max(x, axis), jnp.squeeze(tangent, axis)
 
 
 def mean_divisor(
@@ -86,13 +110,13 @@ def mean_divisor(
     return divisor
 
 
-def adaptive(x: Array, output_size: Sequence[int | None], first: int, maximum: bool) -> Array:
+def adaptive(x: Array, output_size: Sequence[int | None], first: int, largest: bool) -> Array:
     """Pools the axes from ``first`` on to the given sizes, as torch's adaptive pools do.
 
     Window ``i`` of ``n`` over ``size`` entries spans ``floor(i size / n)`` to
     ``ceil((i + 1) size / n)``; None keeps an axis.
     """
-    reduce = jnp.max if maximum else jnp.mean
+    reduce = _kept_maximum if largest else _kept_mean
     for i, windows in enumerate(output_size, first):
         size = x.shape[i]
         if windows is None or windows == size:
@@ -100,10 +124,17 @@ def adaptive(x: Array, output_size: Sequence[int | None], first: int, maximum: b
         parts = [
             reduce(
                 lax.slice_in_dim(x, w * size // windows, math.ceil((w + 1) * size / windows), 1, i),
-                axis=i,
-                keepdims=True,
+                i,
             )
             for w in range(windows)
         ]
         x = jnp.concatenate(parts, axis=i)
     return x
+
+
+def _kept_maximum(x: Array, axis: int) -> Array:
+    return jnp.expand_dims(maximum(x, 0, axis), axis)
+
+
+def _kept_mean(x: Array, axis: int) -> Array:
+    return jnp.mean(x, axis, keepdims=True)

@@ -1,0 +1,1 @@
+"""Comparisons with the libraries that cojax is measured against."""
