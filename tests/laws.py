@@ -210,7 +210,7 @@ def check_stream_equals_clip(bench: Bench, frames: list[Any], gradients: bool) -
 def check_poison(bench: Bench, gradients: bool) -> None:
     """Law 7: a NaN in an invalid frame reaches no valid output, no state and no gradient."""
     kept = bench.steps // 2 + 1
-    valid = np.zeros(2 * kept, bool)
+    valid = np.zeros(2 * kept + 1, bool)
     valid[1::2] = True
     (places,) = np.nonzero(valid)
 
@@ -221,6 +221,7 @@ def check_poison(bench: Bench, gradients: bool) -> None:
 
         frames, state = bench.net.apply(
             {"params": params, **bench.rest}, bench.fresh(), map_streams(gapped, x),
+            pad_end=True,
             method="forward_steps",
         )  # fmt: skip
         total = jnp.zeros(())
@@ -246,6 +247,7 @@ def check_poison(bench: Bench, gradients: bool) -> None:
     half, _ = bench.chunk(bench.fresh(), part(bench.x, 0, bench.steps // 2))
     for frame, clean, dense in zip(*map(flat_streams, (frames, clean_frames, half)), strict=True):
         assert_same_bits(frame.dense(), clean.dense(), "outputs beside NaN frames")
+        assert int(frame.valid.sum()) == bench.net.timing.n_out(kept), "outputs of a flushed stream"
         if dense.valid.any():
             alone = dense.dense()
             beside = frame.dense()[:, :, : alone.shape[2]]

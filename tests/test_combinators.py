@@ -163,6 +163,16 @@ def test_the_explicit_residual_is_the_short_one():
     np.testing.assert_allclose(y, z, rtol=1e-6)
 
 
+def test_branches_that_fit_some_clips_are_refused_for_others():
+    net = co.Conditional(
+        lambda module, x, train: True, co.Conv1d(1, 1, 3, stride=2, padding=1), co.AvgPool1d(2)
+    )
+    variables = variables_of(net)
+    assert net.apply(variables, jnp.zeros((1, 1, 8))).shape == (1, 1, 4)
+    with pytest.raises(co.InputError, match="for 9 steps the branches give clips of"):
+        net.apply(variables, jnp.zeros((1, 1, 9)))
+
+
 def test_a_static_predicate_costs_nothing():
     branch = co.Conv1d(2, 2, 3, padding=1)
     net = co.Conditional(lambda module, x, train: train, co.Delay(1), branch)

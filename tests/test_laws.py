@@ -2,7 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import torch
 
 import cojax as co
 from tests.laws import check_laws, clip_of
@@ -129,10 +131,12 @@ COMBINATORS = {
         ),
         (2, 2, 18),
     ),
-    "ties in a maximum over time and space": (
-        lambda: co.Sequential(
-            co.BatchNorm2d(3), co.ReLU(), co.MaxPool2d((3, 2), stride=1, padding=(1, 0))
-        ),
+    "a product with what came in": (
+        lambda: co.BroadcastReduce(co.Conv1d(2, 2, 1), co.Delay(0), reduce="mul"),
+        (2, 2, 5),
+    ),
+    "batch norm before a maximum": (
+        lambda: co.Sequential(co.BatchNorm2d(3), co.MaxPool2d((3, 2), stride=1, padding=(1, 0))),
         (2, 3, 9, 4),
     ),
     "max behind max": (
@@ -284,6 +288,18 @@ def test_layers_keep_the_laws(name):
 def test_combinators_keep_the_laws(name):
     build, shape = COMBINATORS[name]
     check_laws(build(), clip_of(shape), receptive_field=name not in NO_FIELD)
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_the_first_of_several_maxima_takes_the_gradient(dilation):
+    net = co.MaxPool2d((3, 2), stride=(2, 1), padding=(1, 0), dilation=(dilation, 1))
+    x = jnp.round(clip_of((2, 3, 11, 4)))
+    check_laws(net, x)
+    y, pull = jax.vjp(lambda x: net.apply({}, x), x)
+    theirs = torch.from_numpy(np.array(x)).requires_grad_()
+    pool = torch.nn.MaxPool2d((3, 2), (2, 1), (1, 0), (dilation, 1))
+    pool(theirs).backward(torch.from_numpy(np.array(y)))
+    np.testing.assert_allclose(pull(y)[0], theirs.grad, rtol=1e-6)
 
 
 @pytest.mark.parametrize("constant", [co.Constant(3.0), co.Zero(), co.One()])

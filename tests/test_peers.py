@@ -245,7 +245,10 @@ AGREED = {
         (2, 2, 9, 3),
     ),
     "conditional": Case(
-        lambda: co.Conditional(lambda module, x, train: True, co.Conv1d(2, 2, 3)), (2, 2, 9)
+        lambda: co.Conditional(
+            lambda module, x, train: True, co.Conv1d(2, 2, 3), co.AvgPool1d(3, 1)
+        ),
+        (2, 2, 9),
     ),
     "conditional, not taken": Case(
         lambda: co.Conditional(

@@ -14,7 +14,17 @@ from cojax.combinators.container import keep, key, named
 from cojax.combinators.parallel import _Branches
 from cojax.layers.arguments import one_of
 from cojax.layers.closure import Identity
-from cojax.module import CoModule, InputError, Signal, Spec, State, located, select
+from cojax.module import (
+    CoModule,
+    InputError,
+    Signal,
+    Spec,
+    State,
+    located,
+    select,
+    spec_of,
+    without_time,
+)
 
 Predicate = Callable[[CoModule, Any, bool], Any]
 
@@ -86,7 +96,7 @@ class Conditional(_Branches):
         shrinks = {
             name: child.timing.delay - child.timing.end for name, child in self.children().items()
         }
-        if len(set(shrinks.values())) > 1:
+        if max(shrinks.values()) - min(shrinks.values()) >= self.timing.stride:
             raise ValueError(
                 f"the branches of a Conditional must shrink a clip alike, but do so by {shrinks} "
                 "steps; pad them, or crop one with Delay(auto_shrink=...)"
@@ -132,20 +142,16 @@ class Conditional(_Branches):
         return choice
 
     def clip(self, x: Any, train: bool = False) -> Any:
-        step = Spec((*x.shape[:2], *x.shape[3:]), x.dtype)
-        if self._decision_spec(step) is None:
+        lengths = {name: c.timing.n_out(x.shape[2]) for name, c in self.children().items()}
+        if len(set(lengths.values())) > 1:
+            raise InputError(f"for {x.shape[2]} steps the branches give clips of {lengths} steps")
+        if self._decision_spec(without_time(spec_of(x))) is None:
             return self._branch_clip("0" if self._decide(x, train) else "1", x, train)
         outputs = [self._branch_clip(name, x, train) for name in self.order]
-        lengths = [y.shape[2] for y in outputs]
-        if lengths[0] != lengths[1]:
-            raise InputError(
-                "under a traced predicate both branches must give clips of one length, got "
-                f"{lengths}"
-            )
         choices = jax.vmap(lambda x: jnp.asarray(self._decide(x, train)), in_axes=2)(x)
         leaving = jnp.minimum(jnp.array(self.timing.outputs(x.shape[2])), x.shape[2] - 1)
-        choices = choices[leaving].reshape(lengths[0], -1).T
-        return jnp.where(choices.reshape(-1, 1, lengths[0], *(1,) * (x.ndim - 3)), *outputs)
+        choices = choices[leaving].reshape(len(leaving), -1).T
+        return jnp.where(choices.reshape(-1, 1, len(leaving), *(1,) * (x.ndim - 3)), *outputs)
 
     @nn.nowrap
     def _branch_clip(self, name: str, x: Any, train: bool) -> Any:
