@@ -10,6 +10,8 @@ from cojax.combinators.parallel import (
 )
 from cojax.combinators.residual import Residual
 from cojax.combinators.sequential import Sequential
+from cojax.errors import InputError
+from cojax.frames import Frame
 from cojax.interop.torch import CheckpointError, load_torch, save_torch, to_torch
 from cojax.layers.activation import ReLU, Sigmoid, SiLU, Softmax
 from cojax.layers.closure import Add, Constant, Identity, Lambda, Multiply, One, Zero
@@ -31,7 +33,7 @@ from cojax.layers.pooling import (
     MaxPool3d,
 )
 from cojax.layers.shape import Reshape
-from cojax.module import CoModule, Frame, InputError
+from cojax.module import CoModule
 from cojax.streaming.files import StateFileError
 from cojax.streaming.stream import Stream
 from cojax.timing import Timing

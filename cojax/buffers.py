@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from cojax.module import Signal, Spec, State, select
+from cojax.frames import Signal, Spec, State, select
 from cojax.timing import Timing
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cojax as co
-from cojax.module import flat_streams, map_streams, spec_of, without_time
+from cojax.frames import flat_streams, map_streams, spec_of, without_time
 
 _compilations: collections.Counter[str] = collections.Counter()
 

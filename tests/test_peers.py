@@ -15,7 +15,7 @@ from torch import nn
 
 import cojax as co
 from benchmarks.peers import NoPeer, to_continual, to_torch_nn
-from cojax.module import map_streams
+from cojax.frames import map_streams
 from tests.laws import Bench, assert_same_bits, at, check_receptive_field, clip_of, part
 from tests.networks import random_network, random_variables
 

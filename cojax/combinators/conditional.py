@@ -12,19 +12,11 @@ from jax import Array
 from cojax.buffers import DelayLine
 from cojax.combinators.container import keep, key, named
 from cojax.combinators.parallel import _Branches
+from cojax.errors import InputError, located
+from cojax.frames import Signal, Spec, State, select, spec_of, without_time
 from cojax.layers.arguments import one_of
 from cojax.layers.closure import Identity
-from cojax.module import (
-    CoModule,
-    InputError,
-    Signal,
-    Spec,
-    State,
-    located,
-    select,
-    spec_of,
-    without_time,
-)
+from cojax.module import CoModule
 
 Predicate = Callable[[CoModule, Any, bool], Any]
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cojax.module import CoModule, State
+from cojax.frames import State
+from cojax.module import CoModule
 
 
 class Container(CoModule):

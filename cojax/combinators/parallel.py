@@ -16,18 +16,9 @@ from jax import Array
 
 from cojax.buffers import DelayLine
 from cojax.combinators.container import Container, keep, key, named
-from cojax.module import (
-    CoModule,
-    InputError,
-    Signal,
-    State,
-    TimeLocal,
-    flat_streams,
-    located,
-    map_streams,
-    with_time,
-    without_time,
-)
+from cojax.errors import InputError, located
+from cojax.frames import Signal, State, flat_streams, map_streams, with_time, without_time
+from cojax.module import CoModule, TimeLocal
 from cojax.timing import Timing, in_parallel
 
 Reduction = str | Callable[[Sequence[Array]], Array]

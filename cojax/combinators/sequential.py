@@ -8,7 +8,9 @@ import flax.linen as nn
 
 from cojax.combinators.container import Container, keep, key, named
 from cojax.combinators.parallel import Broadcast, Parallel
-from cojax.module import CoModule, State, located
+from cojax.errors import located
+from cojax.frames import State
+from cojax.module import CoModule
 from cojax.timing import Timing, in_sequence
 
 

@@ -3,8 +3,9 @@
 import jax
 from jax import Array
 
+from cojax.frames import Spec
 from cojax.layers.axes import non_temporal
-from cojax.module import Spec, TimeLocal, require_floating
+from cojax.module import TimeLocal, require_floating
 
 
 class _Activation(TimeLocal):

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cojax.module import InputError, Spec
+from cojax.errors import InputError
+from cojax.frames import Spec
 from cojax.timing import Axis
 
 IntOrTuple = int | Sequence[int]

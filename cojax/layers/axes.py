@@ -1,6 +1,7 @@
 """Axes, counted as in a clip ``(B, C, T, *S)`` in every mode."""
 
-from cojax.module import CoModule, InputError
+from cojax.errors import InputError
+from cojax.module import CoModule
 
 TIME = 2
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from cojax.module import InputError, Signal, Spec, State, TimeLocal, with_time, without_time
+from cojax.errors import InputError
+from cojax.frames import Signal, Spec, State, with_time, without_time
+from cojax.module import TimeLocal
 
 Function = Callable[[Array], Array]
 

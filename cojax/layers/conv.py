@@ -8,16 +8,11 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from cojax.buffers import Counter, shift
+from cojax.errors import InputError
+from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.layers.initializers import Initializer, fan_in_uniform
-from cojax.module import (
-    CoModule,
-    InputError,
-    Signal,
-    Spec,
-    State,
-    require_step,
-)
+from cojax.module import CoModule, require_step
 from cojax.ops.convolution import convolve_clip, convolve_window, pad_space
 from cojax.timing import Axis, Timing, windowed
 

@@ -6,8 +6,10 @@ from typing import Any
 from jax import Array
 
 from cojax.buffers import DelayLine
+from cojax.errors import InputError
+from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import one_of
-from cojax.module import CoModule, InputError, Signal, Spec, State
+from cojax.module import CoModule
 from cojax.timing import Timing
 
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from cojax.module import Spec, TimeLocal, require_floating
+from cojax.frames import Spec
+from cojax.module import TimeLocal, require_floating
 
 
 class Dropout(TimeLocal):

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from cojax.errors import InputError
+from cojax.frames import Spec
 from cojax.layers.axes import non_temporal
 from cojax.layers.initializers import Initializer, fan_in_uniform
-from cojax.module import InputError, Spec, TimeLocal, require_floating
+from cojax.module import TimeLocal, require_floating
 
 
 class Linear(TimeLocal):

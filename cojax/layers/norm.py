@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from cojax.module import CoModule, InputError, Signal, Spec, State, require_step
+from cojax.errors import InputError
+from cojax.frames import Signal, Spec, State
+from cojax.module import CoModule, require_step
 
 
 class _BatchNorm(CoModule):

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.buffers import Counter, read, ring, write
+from cojax.errors import InputError
+from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
-from cojax.module import CoModule, InputError, Signal, Spec, State, require_step
+from cojax.module import CoModule, require_step
 from cojax.ops.pooling import adaptive, max_axes, maximum, mean_divisor, sum_axes
 from cojax.timing import Axis, Timing, windowed
 

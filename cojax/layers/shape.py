@@ -6,7 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from cojax.module import InputError, Spec, TimeLocal
+from cojax.errors import InputError
+from cojax.frames import Spec
+from cojax.module import TimeLocal
 
 
 class Reshape(TimeLocal):

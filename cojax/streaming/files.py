@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cojax.module import CoModule, Spec, State, map_streams, walk
+from cojax.frames import Spec, State, map_streams
+from cojax.module import CoModule, walk
 
 _FORMAT = 1
 

@@ -9,19 +9,18 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.combinators.conditional import Conditional
-from cojax.module import (
-    CoModule,
+from cojax.errors import InputError
+from cojax.frames import (
     Frame,
-    InputError,
     Spec,
     State,
     flat_streams,
     length_of,
     map_streams,
     spec_of,
-    walk,
     without_time,
 )
+from cojax.module import CoModule, walk
 from cojax.streaming.files import StateFile, StateFileError
 
 # Up to this many bytes, variables are compiled into the step as constants: passing each leaf costs

@@ -1,0 +1,163 @@
+"""What flows: frames to the user, signals between layers, specs where nothing is computed yet.
+
+A module with several streams takes and returns (nested) tuples of them.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from cojax.errors import InputError
+from cojax.timing import Timing
+
+Spec = jax.ShapeDtypeStruct
+State = dict[str, Any]
+
+
+@flax.struct.dataclass
+class Frame:
+    """What a step returns: a value, and whether it means anything.
+
+    During warm-up, and between the outputs of a strided network, ``valid`` is False and the value
+    is arbitrary.
+
+    Attributes:
+      value: ``(B, C, *S)`` from a step, ``(B, C, T, *S)`` from many.
+      valid: bool, ``()`` from a step, ``(T,)`` from many.
+    """
+
+    value: Array
+    valid: Array
+
+    def or_none(self) -> Array | None:
+        """The value of one step, or None where nothing was emitted. On the host only."""
+        if np.ndim(self.valid) != 0:
+            raise ValueError(
+                f"or_none() reads the frame of one step, but valid has shape "
+                f"{np.shape(self.valid)}; use dense() for the frames of forward_steps"
+            )
+        return self.value if bool(self.valid) else None
+
+    def dense(self) -> Array | None:
+        """The valid steps ``(B, C, T', *S)`` of ``forward_steps``, or None if there are none.
+
+        On the host only: the length depends on ``valid``.
+        """
+        if np.ndim(self.valid) != 1:
+            raise ValueError(
+                f"dense() reads the frames of many steps, but valid has shape "
+                f"{np.shape(self.valid)}; use or_none() for the frame of one step"
+            )
+        (emitted,) = np.nonzero(np.asarray(self.valid))
+        return self.value[:, :, emitted] if len(emitted) else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+    """What layers hand each other while stepping: a frame, and what is known of it while tracing.
+
+    Attributes:
+      value: ``(B, C, *S)``.
+      valid: True where that is known while tracing, else a bool scalar.
+      past: 0 for a real frame; n for the n-th frame after the end of the stream.
+      chunked: whether ``forward_steps`` is running, for functions that differ by mode.
+    """
+
+    value: Array
+    valid: bool | Array = True
+    past: int | Array = 0
+    chunked: bool = False
+
+    @property
+    def always_real(self) -> bool:
+        """Whether it is known while tracing that the stream has not ended."""
+        return isinstance(self.past, int) and self.past == 0
+
+    @property
+    def real(self) -> bool | Array:
+        """Whether the frame is valid and within the stream."""
+        return self.valid if self.always_real else jnp.logical_and(self.valid, self.past == 0)
+
+    def clean(self, fill: ArrayLike = 0) -> Array:
+        """The value to compute with: ``fill`` after the end of the stream, zero where invalid."""
+        value = self.value
+        if not self.always_real:
+            value = jnp.where(self.past > 0, jnp.asarray(fill, value.dtype), value)
+        return select(self.valid, value, jnp.zeros_like(value))
+
+    def becomes(self, value: Array) -> "Signal":
+        """The same frame with another value."""
+        return dataclasses.replace(self, value=value)
+
+    def leaves(self, value: Array, emits: bool | Array, timing: Timing) -> "Signal":
+        """The frame that leaves a layer of this timing: valid where this one is and ``emits``."""
+        valid = self.valid if emits is True else jnp.logical_and(self.valid, emits)
+        past = self.past
+        if not self.always_real:
+            past = jnp.maximum(0, -((timing.end - past) // timing.stride))
+        return dataclasses.replace(self, value=value, valid=valid, past=past)
+
+
+def select(condition: bool | Array, on_true: Array, on_false: Array) -> Array:
+    """``jnp.where``, free of cost where the condition is known while tracing to be True."""
+    return on_true if condition is True else jnp.where(condition, on_true, on_false)
+
+
+def map_streams(function: Callable[..., Any], *streams: Any) -> Any:
+    """Maps over the (nested) tuples in which modules with several streams hold them."""
+    if isinstance(streams[0], tuple | list):
+        return tuple(map_streams(function, *each) for each in zip(*streams, strict=True))
+    return function(*streams)
+
+
+def flat_streams(streams: Any) -> list[Any]:
+    """The streams of (nested) tuples, in order."""
+    if isinstance(streams, tuple | list):
+        return [leaf for stream in streams for leaf in flat_streams(stream)]
+    return [streams]
+
+
+def spec_of(value: Any) -> Spec:
+    """Shape and dtype of an array, a Signal, a Frame or a spec, as JAX would take it in."""
+    if isinstance(value, Frame | Signal):
+        value = value.value
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        value = np.asarray(value)
+    return Spec(tuple(value.shape), jax.dtypes.canonicalize_dtype(value.dtype))
+
+
+def without_time(spec: Spec) -> Spec:
+    """The spec of a step of a clip.
+
+    Raises:
+      InputError: if there is no time axis.
+    """
+    if len(spec.shape) < 3:
+        raise InputError(
+            f"a clip has the axes (batch, channel, time, *space), got shape {spec.shape}"
+        )
+    return Spec((*spec.shape[:2], *spec.shape[3:]), spec.dtype)
+
+
+def with_time(spec: Spec, steps: int = 1) -> Spec:
+    """The spec of a clip of such steps."""
+    return Spec((*spec.shape[:2], steps, *spec.shape[2:]), spec.dtype)
+
+
+def length_of(clips: Any) -> int:
+    """The steps in a clip, or in the clips of several streams.
+
+    Raises:
+      InputError: if the streams have different lengths.
+    """
+    lengths = {spec_of(clip).shape[2] for clip in flat_streams(clips)}
+    if len(lengths) != 1:
+        raise InputError(f"streams stepped together need one length, got {sorted(lengths)} steps")
+    return lengths.pop()
