@@ -367,7 +367,7 @@ def require_step(x: Any, module: CoModule, space: int, channels: int | None = No
 
 def _arriving(x: Any, chunked: bool = False) -> Any:
     if isinstance(x, Frame):
-        return Signal(jnp.asarray(x.value), jnp.asarray(x.valid, bool), chunked=chunked)
+        return Signal(jnp.asarray(x.value), _validity(x, ()), chunked=chunked)
     if isinstance(x, tuple | list):
         return tuple(_arriving(stream, chunked) for stream in x)
     return Signal(jnp.asarray(x), chunked=chunked)
@@ -383,8 +383,19 @@ def _departing(signal: Signal) -> Frame:
 
 def _time_first(x: Any) -> Any:
     if isinstance(x, Frame):
-        return Frame(jnp.moveaxis(jnp.asarray(x.value), 2, 0), x.valid)
+        value = jnp.moveaxis(jnp.asarray(x.value), 2, 0)
+        return Frame(value, _validity(x, value.shape[:1]))
     return jnp.moveaxis(jnp.asarray(x), 2, 0)
+
+
+def _validity(frame: Frame, shape: tuple[int, ...]) -> Array:
+    valid = jnp.asarray(frame.valid)
+    if valid.shape != shape or valid.dtype != jnp.bool_:
+        raise InputError(
+            f"valid must be a bool of shape {shape} beside a value of shape "
+            f"{jnp.shape(frame.value)}, got {valid.dtype} {valid.shape}"
+        )
+    return valid
 
 
 def _time_third(frame: Frame) -> Frame:

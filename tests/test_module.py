@@ -1,5 +1,7 @@
 """The contract: frames, checks, compilation, training in every mode."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -260,6 +262,26 @@ def test_state_of_another_network_batch_or_dtype_is_refused(net, variables):
         net.apply(variables, net.init_state((2, 3), jnp.bfloat16), x, method="forward_step")
     with pytest.raises(co.InputError, match="the state does not fit"):
         net.apply(variables, net.init_state((1, 3)), jnp.zeros((2, 3, 4)), method="forward_steps")
+
+
+def test_validity_of_another_shape_is_refused(net, variables):
+    state, x = net.init_state((2, 3)), jnp.zeros((2, 3, 4))
+    with pytest.raises(co.InputError, match=r"a bool of shape \(4,\) beside"):
+        net.apply(variables, state, co.Frame(x, jnp.ones(3, bool)), method="forward_steps")
+    with pytest.raises(co.InputError, match=r"a bool of shape \(\) beside .* got int32"):
+        net.apply(variables, state, co.Frame(x[..., 0], jnp.int32(1)), method="forward_step")
+
+
+def test_networks_are_hashable_and_static_arguments(net):
+    @functools.partial(jax.jit, static_argnums=0)
+    def fresh(net):
+        return net.init_state((1, 3))
+
+    twin = co.Sequential(dict(net.layers))
+    assert hash(twin) == hash(net)
+    with compilations(1, of="fresh"):
+        fresh(net)
+        fresh(twin)
 
 
 def test_a_dtype_beside_an_array_is_refused(net):

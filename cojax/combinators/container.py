@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flax.core import FrozenDict
+
 from cojax.frames import State
 from cojax.module import CoModule
 
@@ -52,7 +54,8 @@ def named(
             )
         if not isinstance(name, str) or not name or "." in name or "/" in name:
             raise ValueError(f"a module's name is part of a path: no '.' or '/', got {name!r}")
-    return {"layers": layers, "order": tuple(layers if order is None else order)}
+    # Frozen, a network can be hashed, and be a static argument of jit.
+    return {"layers": FrozenDict(layers), "order": tuple(layers if order is None else order)}
 
 
 def key(name: str) -> str:

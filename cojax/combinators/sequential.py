@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+from flax.core import FrozenDict
 
 from cojax.combinators.container import Container, keep, key, named
 from cojax.combinators.parallel import Broadcast, Parallel
@@ -40,7 +41,7 @@ class Sequential(Container):
             unknown = isinstance(module, Broadcast) and module.num_streams is None
             if unknown and isinstance(behind, Parallel):
                 run[name] = Broadcast(len(behind.order))
-        self._construct(layers=run, order=names, **linen)
+        self._construct(layers=FrozenDict(run), order=names, **linen)
 
     @property
     def timing(self) -> Timing:
