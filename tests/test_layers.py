@@ -44,6 +44,11 @@ def test_arguments_that_do_not_fit_are_refused_at_construction(build, words):
     ("net", "shape", "words"),
     [
         (co.Conv2d(1, 1, 5), (1, 1, 3), "do not fit into the spatial axes"),
+        (
+            co.Conv2d(1, 1, (1, 3), padding=(0, 3), padding_mode="reflect"),
+            (1, 1, 3),
+            "can pad a spatial axis of 3 by at most 2, got 3",
+        ),
         (co.MaxPool3d(4), (1, 1, 8, 3), "do not fit into the spatial axes"),
         (co.Linear(3, 2), (1, 3), "the time axis of a clip with 3 axes"),
         (co.Linear(3, 2, channel_dim=1), (1, 4), "expects 3 features along channel_dim=1"),

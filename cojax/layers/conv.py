@@ -108,6 +108,13 @@ class _Conv(CoModule):
     def output_spec(self, x: Spec) -> Spec:
         require_step(x, self, self.space, self.in_channels)
         lengths = spatial_lengths(x, self._axes[1:])
+        widest = {"reflect": -1, "circular": 0}.get(self.padding_mode)
+        for size, axis in zip(x.shape[2:], self._axes[1:], strict=True):
+            if widest is not None and axis.padding > size + widest:
+                raise InputError(
+                    f"padding_mode={self.padding_mode!r} can pad a spatial axis of {size} by at most "
+                    f"{size + widest}, got {axis.padding} for a step of shape {x.shape}"
+                )
         return Spec((x.shape[0], self.out_channels, *lengths), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
