@@ -112,8 +112,8 @@ class _Conv(CoModule):
         for size, axis in zip(x.shape[2:], self._axes[1:], strict=True):
             if widest is not None and axis.padding > size + widest:
                 raise InputError(
-                    f"padding_mode={self.padding_mode!r} can pad a spatial axis of {size} by at most "
-                    f"{size + widest}, got {axis.padding} for a step of shape {x.shape}"
+                    f"padding_mode={self.padding_mode!r} can pad a spatial axis of {size} by at "
+                    f"most {size + widest}, got {axis.padding} for a step of shape {x.shape}"
                 )
         return Spec((x.shape[0], self.out_channels, *lengths), x.dtype)
 
