@@ -130,7 +130,10 @@ def spec_of(value: Any) -> Spec:
         value = value.value
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         value = np.asarray(value)
-    return Spec(tuple(value.shape), jax.dtypes.canonicalize_dtype(value.dtype))
+    try:
+        return Spec(tuple(value.shape), jax.dtypes.canonicalize_dtype(value.dtype))
+    except TypeError as error:
+        raise InputError(f"expected an array, got a {type(value).__name__}: {error}") from error
 
 
 def without_time(spec: Spec) -> Spec:
@@ -157,7 +160,10 @@ def length_of(clips: Any) -> int:
     Raises:
       InputError: if the streams have different lengths.
     """
-    lengths = {spec_of(clip).shape[2] for clip in flat_streams(clips)}
+    specs = [spec_of(clip) for clip in flat_streams(clips)]
+    for spec in specs:
+        without_time(spec)
+    lengths = {spec.shape[2] for spec in specs}
     if len(lengths) != 1:
         raise InputError(f"streams stepped together need one length, got {sorted(lengths)} steps")
     return lengths.pop()

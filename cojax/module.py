@@ -15,6 +15,7 @@ shape of a step's answer), ``clip`` (a clip at once), ``fresh_state`` and ``step
 public methods check what they are given, once, and call these.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
@@ -133,6 +134,8 @@ class CoModule(nn.Module):
         Raises:
           InputError: if the clip does not fit the network or is too short for it.
         """
+        if any(isinstance(clip, Frame) for clip in flat_streams(x)):
+            raise InputError("forward takes clips; Frames are for forward_step and forward_steps")
         x = map_streams(jnp.asarray, x)
         self.output_spec(map_streams(lambda clip: without_time(spec_of(clip)), x))
         return self.clip(x, train=train)
@@ -152,6 +155,7 @@ class CoModule(nn.Module):
         Raises:
           InputError: if the step does not fit the network, or the state does not fit the step.
         """
+        _require_state(state)
         signals = _arriving(x_t)
         self._check(state, map_streams(spec_of, signals))
         signals, state = self.step(state, signals, train=train)
@@ -177,6 +181,7 @@ class CoModule(nn.Module):
         Raises:
           InputError: as :meth:`forward_step`.
         """
+        _require_state(state)
         specs = map_streams(lambda x: without_time(spec_of(x)), xs)
         length_of(xs)
         self._check(state, specs)
@@ -261,7 +266,10 @@ class CoModule(nn.Module):
     @nn.nowrap
     def _construct(self, **fields: Any) -> None:
         """Ends an ``__init__`` of one's own: sets all fields, Flax's too, and initialises."""
-        for name, value in fields.items():
+        linen = {
+            f.name: f.default for f in dataclasses.fields(self) if f.name in ("parent", "name")
+        }
+        for name, value in (linen | fields).items():
             object.__setattr__(self, name, value)
         self.__post_init__()
 
@@ -363,6 +371,14 @@ def require_step(x: Any, module: CoModule, space: int, channels: int | None = No
             f"in a step of shape {x.shape}"
         )
     require_floating(x, module)
+
+
+def _require_state(state: Any) -> None:
+    if not isinstance(state, Mapping):
+        raise InputError(
+            f"a step is given the state, a dict from init_state, and then the frame; got "
+            f"{type(state).__name__} for a state"
+        )
 
 
 def _arriving(x: Any, chunked: bool = False) -> Any:

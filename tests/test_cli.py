@@ -77,19 +77,20 @@ def test_stream_answers_every_line(monkeypatch, capsys, clip, separator):
 def test_malformed_lines_are_reported_and_do_not_disturb(monkeypatch, capsys, clip):
     x, y = clip
     good = samples(x[:, :62])
-    bad = ["1,2,3", "one,2,3,4,5,6", "1,2,3,4,5,nan", "", "1,2,3,4,5,6,7"]
+    bad = ["1,2,3", "one,2,3,4,5,6", "1,2,3,4,5,nan", "1e39,2,3,4,5,6", "", "1,2,3,4,5,6,7"]
     feed(monkeypatch, [*good[:61], *bad, good[61]])
     assert cli.main(["stream", "--json"]) == 0
     printed = capsys.readouterr()
     assert printed.err.splitlines() == [
         "line 62: expected 6 numbers, got 3",
         "line 63: could not convert string to float: 'one'",
-        "line 64: 'nan' is not a finite number",
-        "line 65: expected 6 numbers, got 0",
-        "line 66: expected 6 numbers, got 7",
+        "line 64: 'nan' is not a finite number (of float32)",
+        "line 65: '1e39' is not a finite number (of float32)",
+        "line 66: expected 6 numbers, got 0",
+        "line 67: expected 6 numbers, got 7",
     ]
     last = json.loads(printed.out.splitlines()[-1])
-    assert last["line"] == 67
+    assert last["line"] == 68
     np.testing.assert_allclose(last["output"], y[:, 1], rtol=1e-4, atol=1e-6)
 
 
@@ -150,6 +151,7 @@ def test_networks_of_ones_own_are_streamed(monkeypatch, capsys, own):
         (["--weights", "{}/none.pt"], "there is no file"),
         (["--weights", "{}/w.safetensors"], "the checkpoint does not fit Sequential"),
         (["--labels", "a,b"], "--labels names 2 outputs, the network has 4"),
+        (["--state", "{}/none/watch.state"], "could not be saved when the input ends"),
         (["--shape", "5"], "expects 6 channels, got 5"),
     ],
 )

@@ -148,6 +148,39 @@ def test_branches_of_unequal_length_are_not_reduced():
         net.apply(variables_of(net), jnp.zeros((1, 1, 8)))
 
 
+def test_a_branch_of_one_step_is_not_broadcast_over_time():
+    branches = co.Identity(), co.MaxPool1d(3, stride=1)
+    short = co.BroadcastReduce(*branches)
+    explicit = co.Sequential(co.Broadcast(), co.Parallel(*branches), co.Reduce())
+    for net in (short, explicit):
+        with pytest.raises(co.InputError, match=r"have \[3, 1\] steps"):
+            net.apply({}, jnp.ones((1, 1, 3)))
+
+
+def test_networks_are_built_within_flax_modules():
+    class Model(nn.Module):
+        mode: str = "forward"
+
+        @nn.compact
+        def __call__(self, x):
+            body = co.Sequential(co.Conv1d(2, 2, 3), co.Delay(1), co.Reshape(1, 2), name="body")
+            return getattr(co.Residual(body, residual_shrink=True), self.mode)(x)
+
+    x = clip_of((1, 2, 8))
+    variables = Model().init(jax.random.key(0), x)
+    stream = Model("forward_stream").apply(variables, x)
+    np.testing.assert_allclose(stream, Model().apply(variables, x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [co.AvgPool1d(2), co.MaxPool1d(2), co.Residual(co.Conv1d(2, 2, 3, padding=1)), co.Delay(1)],
+)
+def test_networks_are_tabulated(net):
+    table = co.Sequential(net).tabulate(jax.random.key(0), jnp.ones((1, 2, 6)))
+    assert "layers_0" in table
+
+
 def test_broadcast_counts_the_branches_behind_it():
     net = co.Sequential(co.Broadcast(), co.Parallel(co.ReLU(), co.Identity()), co.Reduce("concat"))
     assert net.apply({}, jnp.ones((1, 2, 3))).shape == (1, 4, 3)

@@ -28,6 +28,11 @@ from tests.laws import clip_of, variables_of
         (lambda: co.Delay(2, auto_shrink="leading"), "auto_shrink must be one of"),
         (lambda: co.Delay(2, auto_shrink=(0, 3)), "no more can be cropped behind"),
         (lambda: co.Skip(0), "must be positive"),
+        (lambda: co.Skip(1.5), "must be positive and whole"),
+        (lambda: co.Conv1d(2, 2, 1, groups=0), "must be positive"),
+        (lambda: co.Linear(0, 2), "must be positive"),
+        (lambda: co.Broadcast(0), "must be positive"),
+        (lambda: co.AvgPool1d(2, divisor_override=0), "must be positive"),
         (lambda: co.Dropout(1.5), "must be a probability"),
         (lambda: co.Reshape(3), "Reshape takes the shape of a step"),
         (lambda: co.Reshape(-1, -1), "at most one -1"),
@@ -56,6 +61,7 @@ def test_arguments_that_do_not_fit_are_refused_at_construction(build, words):
         (co.Softmax(dim=2), (1, 4), "dim of Softmax is the time axis"),
         (co.Reshape(1, 5), (1, 4), "cannot be reshaped"),
         (co.BatchNorm2d(3), (1, 3), "BatchNorm2d expects steps"),
+        (co.Lambda(lambda x: (x, x)), (1, 3), "must return one array, got a tuple"),
         (co.Add(np.ones((4, 1))), (1, 3), r"constant of shape \(4, 1\) does not broadcast"),
         (co.Multiply(np.ones((3, 2))), (1, 3), r"constant of shape \(3, 2\) does not broadcast"),
         (co.Lambda(lambda x: x @ jnp.ones((9, 2))), (1, 4), "the function failed on a step"),
@@ -107,6 +113,22 @@ def test_a_huge_value_leaves_no_trace_in_a_pool():
     x = jnp.ones((1, 1, 12)).at[0, 0, 2].set(1e30).at[0, 0, 5].set(jnp.inf)
     frames, _ = net.apply({}, net.init_state((1, 1)), x, method="forward_steps")
     np.testing.assert_array_equal(frames.value[0, 0, 8:], 1)
+
+
+def test_half_precision_is_summed_in_single():
+    x = jnp.full((1, 1, 64, 8), 2000, jnp.float16)
+    for net in (co.AvgPool2d((64, 1)), co.AvgPool2d((1, 8)), co.AvgPool2d((64, 8))):
+        y = net.apply({}, x)
+        assert y.dtype == jnp.float16
+        np.testing.assert_array_equal(y, 2000)
+        np.testing.assert_array_equal(net.apply({}, x, method="forward_stream"), 2000)
+
+
+def test_a_constant_is_not_truncated_to_whole_numbers():
+    x = jnp.ones((1, 2, 3), jnp.int32)
+    np.testing.assert_array_equal(co.Add(2).apply({}, x), 3)
+    with pytest.raises(co.InputError, match="would be truncated to int32"):
+        co.Multiply(0.5).apply({}, x)
 
 
 def test_torchs_inplace_is_accepted():

@@ -284,6 +284,17 @@ def test_networks_are_hashable_and_static_arguments(net):
         fresh(twin)
 
 
+def test_arguments_in_another_order_are_told_so(net, variables):
+    state, x = net.init_state((2, 3)), jnp.zeros((2, 3, 4))
+    for args, method in (((x[..., 0], state), "forward_step"), ((x, state), "forward_steps")):
+        with pytest.raises(co.InputError, match=r"is given the state, .* and then the frame"):
+            net.apply(variables, *args, method=method)
+    with pytest.raises(co.InputError, match="a clip has the axes"):
+        net.apply(variables, x[..., 0], method="forward_stream")
+    with pytest.raises(co.InputError, match="forward takes clips"):
+        net.apply(variables, co.Frame(x, jnp.ones(4, bool)))
+
+
 def test_a_dtype_beside_an_array_is_refused(net):
     with pytest.raises(co.InputError, match="dtype goes with a shape"):
         net.init_state(jnp.zeros((1, 3)), jnp.float32)

@@ -225,6 +225,12 @@ def test_wrong_steps_are_refused_and_nothing_is_lost(stream):
     ):
         with pytest.raises(co.InputError, match=r"takes steps of float32\[1, 2\], got"):
             stream(wrong)
+    for frames in (co.Frame(X, jnp.ones(20, bool)), co.Frame(X[:, :, 0], jnp.bool_(False))):
+        for call in (stream, stream.steps):
+            with pytest.raises(co.InputError, match="a Stream takes arrays"):
+                call(frames)
+    with pytest.raises(co.InputError, match="a clip has the axes"):
+        stream.steps(X[:, :, 0])
     with pytest.raises(co.InputError, match="takes steps of"):
         stream.steps(np.zeros((1, 3, 4), np.float32))
     assert first is None

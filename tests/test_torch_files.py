@@ -52,6 +52,33 @@ def test_names_that_become_one_are_refused(net, state_dict):
         co.load_torch(twins, {}, flatten=True)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor", "words"),
+    [
+        ("norm.num_batches_tracked", torch.tensor(2**33), "beyond the range of int32"),
+        ("head.bias", torch.full((2,), 1e300, dtype=torch.float64), "beyond the range of float32"),
+        ("head.bias", torch.arange(2), "dtype int64, expected floating values"),
+        ("head.bias", torch.zeros(2, dtype=torch.complex64), "dtype complex64, expected floating"),
+        ("head.bias", np.array(["a", "b"]), "expected floating values"),
+        ("head.bias", torch.zeros(2, device="meta"), "head.bias"),
+        ("head.bias", torch.zeros(2).to_sparse(), "head.bias"),
+    ],
+)
+def test_values_that_would_not_be_kept_are_refused(net, state_dict, name, tensor, words):
+    with pytest.raises(co.CheckpointError, match=words):
+        co.load_torch(net, {**state_dict, name: tensor})
+
+
+def test_names_that_are_also_those_of_a_delayed_branch_are_ones_own():
+    conv = [co.Conv1d(2, 2, 3, padding=1) for _ in range(3)]
+    branch = co.Sequential(co.Sequential(conv[0], conv[1]), conv[2])
+    net = co.BroadcastReduce(branch, co.Conv1d(2, 2, 9, padding=4))
+    variables = variables_of(net)
+    for delayed in (False, True):
+        state_dict = co.to_torch(net, variables, delayed_names=delayed)
+        assert_same_bits(co.load_torch(net, state_dict), variables, f"{delayed=}")
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_damaged_file_is_refused(net, tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"

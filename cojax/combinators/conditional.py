@@ -74,7 +74,9 @@ class Conditional(_Branches):
                 f"{predicate!r}: {error}"
             ) from error
         one_of("advance", advance, ("always", "taken"))
-        branches = [on_true, Identity() if on_false is None else on_false]
+        branches: list[Any] = []
+        if layers is None:  # Else Flax rebuilds a module that it is within.
+            branches = [on_true, Identity() if on_false is None else on_false]
         self._construct(
             **named(branches, layers, order),
             predicate=predicate,

@@ -49,6 +49,11 @@ class Broadcast(CoModule):
 
     num_streams: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.num_streams is not None and self.num_streams < 1:
+            raise ValueError(f"{self.num_streams=} must be positive")
+        super().__post_init__()
+
     @nn.nowrap
     def _copies(self, x: Any) -> tuple[Any, ...]:
         if self.num_streams is None:
@@ -145,7 +150,8 @@ class Reduce(TimeLocal):
         return reduced_spec(self.reduce, x)
 
     def clip(self, x: Any, train: bool = False) -> Any:
-        return reduced_clip(self.reduce, x)
+        _require_one_length([clip.shape[2] for clip in x])
+        return reduction(self.reduce)(x)
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         return reduced_signal(self.reduce, signal), state
@@ -175,15 +181,12 @@ def reduced_spec(reduce: Reduction, streams: Any) -> Any:
     return without_time(y)
 
 
-def reduced_clip(reduce: Reduction, clips: Sequence[Array]) -> Array:
-    """The reduction of clips of one length (or of length 1, which broadcasts)."""
-    broadcast = set() if reduce == "concat" else {1}
-    if len({clip.shape[2] for clip in clips} - broadcast) > 1:
+def _require_one_length(lengths: Sequence[int]) -> None:
+    if len(set(lengths)) > 1:
         raise InputError(
-            f"the streams to reduce have {[clip.shape[2] for clip in clips]} steps; pad the "
-            "branches alike, or crop with Delay(auto_shrink=...) or residual_shrink"
+            f"the streams to reduce have {list(lengths)} steps; pad the branches alike, or crop "
+            "with Delay(auto_shrink=...) or residual_shrink"
         )
-    return reduction(reduce)(clips)
 
 
 def reduced_signal(reduce: Reduction, signals: Sequence[Signal]) -> Signal:
@@ -373,11 +376,13 @@ class BroadcastReduce(_Branches):
         return reduced_spec(self.reduce, tuple(specs))
 
     def clip(self, x: Any, train: bool = False) -> Any:
+        # By their timing: an adaptive pool makes one step of a clip, which is broadcast.
+        _require_one_length([c.timing.n_out(x.shape[2]) for c in self.children().values()])
         clips = []
         for name, child in self.children().items():
             with located(key(name)):
                 clips.append(child.clip(x, train=train))
-        return reduced_clip(self.reduce, clips)
+        return reduction(self.reduce)(clips)
 
     def fresh_state(self, x: Any) -> State:
         states = {}

@@ -52,8 +52,7 @@ _LEAVES: dict[type[CoModule], tuple[Leaf, ...]] = {
             "batch_stats",
             "num_batches_tracked",
             "num_batches_tracked",
-            lambda x: x.astype(np.int32),
-            lambda x: x.astype(np.int64),
+            to_torch=lambda x: x.astype(np.int64),
         ),
     ),
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -62,6 +63,8 @@ def load_torch(
     given: dict[str, Any] = {}
     for name, tensor in state_dict.items():
         new = _renamed(name, rename)
+        if not isinstance(new, str):
+            raise CheckpointError(f"the checkpoint's entry {name!r} is called {new!r}: no name")
         if new in given:
             raise CheckpointError(f"two entries of the checkpoint are called {new!r} when renamed")
         given[new] = tensor
@@ -73,18 +76,21 @@ def load_torch(
         *_unexpected(wanted, names, given),
         *_misshaped(wanted, names, given),
     ]
+    values: dict[tuple[str, ...], np.ndarray] = {}
+    for entry in wanted:
+        if not problems and names[entry.path] in given:
+            try:
+                values[entry.path] = _value(entry, given[names[entry.path]])
+            except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+                problems.append(f"{names[entry.path]} {error}")
     if problems:
         raise CheckpointError(
             f"the checkpoint does not fit {type(net).__name__}:\n  " + "\n  ".join(problems)
         )
     variables: dict[str, Any] = {}
     for entry in wanted:
-        name = names[entry.path]
-        if name in given:
-            value = entry.leaf.from_torch(_array(given[name]))
-        else:
-            value = np.zeros(entry.spec.shape, entry.spec.dtype)
-        _put(variables, entry.path, jnp.asarray(value))
+        absent = np.zeros(entry.spec.shape, entry.spec.dtype)
+        _put(variables, entry.path, jnp.asarray(values.get(entry.path, absent)))
     variables.setdefault("params", {})
     return variables
 
@@ -233,6 +239,22 @@ def _half(torch: Any, value: np.ndarray) -> Any:
     return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
 
 
+def _value(entry: Entry, tensor: Any) -> np.ndarray:
+    """A tensor as a variable. Raises a ValueError where it would not keep its values."""
+    array = _array(tensor)
+    kind = jnp.floating if jnp.issubdtype(entry.spec.dtype, jnp.floating) else jnp.integer
+    if not jnp.issubdtype(array.dtype, kind):
+        raise ValueError(f"has dtype {array.dtype}, expected {kind.__name__} values")
+    floating = kind is jnp.floating
+    dtype = jax.dtypes.canonicalize_dtype(array.dtype) if floating else entry.spec.dtype
+    with np.errstate(over="ignore"):
+        value = array.astype(dtype)
+    lost = np.isfinite(array) & ~np.isfinite(value) if floating else array != value
+    if lost.any():
+        raise ValueError(f"has values beyond the range of {np.dtype(dtype).name}")
+    return entry.leaf.from_torch(value)
+
+
 def _array(tensor: Any) -> np.ndarray:
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu()
@@ -255,10 +277,10 @@ def _names(
 ) -> dict[tuple[str, ...], str]:
     """The checkpoint's name for each variable."""
     if not flatten:
-        return {
-            entry.path: entry.delayed_name if entry.delayed_name in given else entry.name
-            for entry in wanted
-        }
+        # A checkpoint is named one way throughout: of two ways, the one that leaves less out.
+        own = {entry.path: entry.name for entry in wanted}
+        delayed = {entry.path: entry.delayed_name for entry in wanted}
+        return max(own, delayed, key=lambda names: len(given.keys() & set(names.values())))
     names = {entry.path: flattened(entry.name) for entry in wanted}
     if len(set(names.values())) < len(names):
         twice = sorted({n for n in names.values() if list(names.values()).count(n) > 1})

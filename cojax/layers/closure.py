@@ -60,6 +60,8 @@ class Lambda(TimeLocal):
             raise InputError(
                 f"the function failed on a step of shape {x.shape}: {error}"
             ) from error
+        if not isinstance(y, jax.ShapeDtypeStruct):
+            raise InputError(f"the function must return one array, got a {type(y).__name__}")
         return without_time(y)
 
     def clip(self, x: Array, train: bool = False) -> Array:
@@ -103,6 +105,11 @@ class _WithConstant(TimeLocal):
             shape = jnp.broadcast_shapes(clip, constant)
         except ValueError:
             shape = ()
+        value = jnp.result_type(self._value)
+        if jnp.issubdtype(value, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.floating):
+            raise InputError(
+                f"a constant of {value} would be truncated to {x.dtype}; cast the frames"
+            )
         if shape[2:3] != (1,):
             raise InputError(
                 f"the constant of shape {constant} does not broadcast against a clip "

@@ -67,6 +67,8 @@ class _Conv(CoModule):
         self.stride = tuple(axis.stride for axis in axes)
         self.padding = tuple(axis.padding for axis in axes)
         self.dilation = tuple(axis.dilation for axis in axes)
+        if self.groups < 1:
+            raise ValueError(f"{self.groups=} must be positive")
         for name in ("in_channels", "out_channels"):
             channels = getattr(self, name)
             if channels < 1 or channels % self.groups:

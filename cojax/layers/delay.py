@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from jax import Array
 
 from cojax.buffers import DelayLine
@@ -92,7 +93,7 @@ class Delay(_Held):
 
     def __post_init__(self) -> None:
         one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
-        if not isinstance(self.steps, int) or self.steps < 0:
+        if not isinstance(self.steps, int | np.integer) or self.steps < 0:
             raise ValueError(f"Delay takes a number of steps, none negative, got {self.steps!r}")
         if not isinstance(self.auto_shrink, tuple):
             one_of("auto_shrink", self.auto_shrink, (True, False, "centered", "lagging"))
@@ -136,8 +137,8 @@ class Skip(_Held):
     steps: int
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"{self.steps=} must be positive")
+        if not isinstance(self.steps, int | np.integer) or self.steps < 1:
+            raise ValueError(f"{self.steps=} must be positive and whole")
         super().__post_init__()
 
     @property

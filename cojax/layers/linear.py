@@ -40,6 +40,11 @@ class Linear(TimeLocal):
     bias_init: Initializer | None = None
     param_dtype: DTypeLike = jnp.float32
 
+    def __post_init__(self) -> None:
+        if self.in_features < 1 or self.out_features < 1:
+            raise ValueError(f"{self.in_features=} and {self.out_features=} must be positive")
+        super().__post_init__()
+
     def setup(self) -> None:
         uniform = fan_in_uniform(self.in_features)
         shape = (self.in_features, self.out_features)

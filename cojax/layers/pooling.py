@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
@@ -11,7 +12,7 @@ from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.module import CoModule, require_step
-from cojax.ops.pooling import adaptive, max_axes, maximum, mean_divisor, sum_axes
+from cojax.ops.pooling import accumulated, adaptive, max_axes, maximum, mean_divisor, sum_axes
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -95,7 +96,8 @@ class _TemporalPool(CoModule):
         if self.maximum:
             return maximum(frames, oldest, 1)
         divisor = jnp.maximum(self._divisor(count, past), 1)
-        return (jnp.sum(frames, axis=1) / divisor).astype(frames.dtype)
+        total = jnp.sum(frames, axis=1, dtype=accumulated(frames.dtype))
+        return (total / divisor).astype(frames.dtype)
 
     def _divisor(self, count: Array | int, past: Array | int) -> Array | int:
         return self._time.kernel_size
@@ -125,6 +127,7 @@ class _Pool(_TemporalPool):
     def _axes(self) -> tuple[Axis, ...]:
         raise NotImplementedError
 
+    @nn.nowrap
     def _windows(self, dilation: IntOrTuple, ceil_mode: bool) -> tuple[Axis, ...]:
         stride = self.kernel_size if self.stride is None else self.stride
         return windows(1 + self.space, self.kernel_size, stride, self.padding, dilation, ceil_mode)
@@ -222,6 +225,8 @@ class _AvgPool(_Pool):
     temporal_fill: str = "zeros"
 
     def __post_init__(self) -> None:
+        if self.divisor_override is not None and self.divisor_override < 1:
+            raise ValueError(f"{self.divisor_override=} must be positive")
         if isinstance(self.dilation, int):
             self.dilation = (self.dilation, *(1,) * self.space)
         if any(axis.dilation != 1 for axis in self._axes[1:]):
@@ -238,18 +243,26 @@ class _AvgPool(_Pool):
 
     def _pool_space(self, x: Array, first: int) -> Array:
         axes = self._axes[1:]
-        total = sum_axes(x, axes, first)
-        if self.divisor_override is not None or not axes:
-            return total
-        divisor = mean_divisor(x.shape[first:], axes, self.count_include_pad)
-        return total / jnp.asarray(divisor, x.dtype)
+        if not axes:
+            return x
+        divisor: Array | int = mean_divisor(x.shape[first:], axes, self.count_include_pad)
+        if self.divisor_override is not None:
+            divisor = self.divisor_override
+        return (sum_axes(x, axes, first) / divisor).astype(x.dtype)
 
     def _clip_time(self, x: Array) -> Array:
-        total = sum_axes(x, self._axes[:1], first=2)
-        if self.divisor_override is not None:
-            return total / self.divisor_override
-        divisor = mean_divisor(x.shape[2:3], self._axes[:1], self.count_include_pad)
-        return total / jnp.asarray(divisor, x.dtype).reshape(-1, *(1,) * self.space)
+        divisor: Array | int
+        if self._overridden is not None:
+            divisor = self._overridden
+        else:
+            counts = mean_divisor(x.shape[2:3], self._axes[:1], self.count_include_pad)
+            divisor = counts.reshape(-1, *(1,) * self.space)
+        return (sum_axes(x, self._axes[:1], first=2) / divisor).astype(x.dtype)
+
+    @property
+    def _overridden(self) -> int | None:
+        """What sums over time are divided by, where that is said; sums over space already are."""
+        return self.divisor_override if self.divisor_override is None or not self.space else 1
 
     def _divisor(self, count: Array | int, past: Array | int) -> Array | int:
         """The frames that the window at ``count`` averages over.
@@ -258,8 +271,8 @@ class _AvgPool(_Pool):
         may not count.
         """
         size, dilation = self._time.kernel_size, self._time.dilation
-        if self.divisor_override is not None:
-            return self.divisor_override
+        if self._overridden is not None:
+            return self._overridden
         if self.temporal_fill == "replicate":
             return size
         if self.count_include_pad:

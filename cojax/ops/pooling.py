@@ -37,14 +37,14 @@ def accumulated(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def sum_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
-    """Sums of windows over the axes of ``x`` from ``first`` on."""
+    """Sums of windows over the axes of ``x`` from ``first`` on, of half precision in float32."""
     if all(axis == Axis(1, 1, 0, axis.dilation, axis.ceil_mode) for axis in axes):
-        return x
+        return x.astype(accumulated(x.dtype))
     around = (1,) * first, (1,) * (x.ndim - first - len(axes))
     padding = [(0, 0)] * x.ndim
     for i, axis in enumerate(axes, first):
         padding[i] = pads(axis, x.shape[i])
-    wide = lax.reduce_window(
+    return lax.reduce_window(
         x.astype(accumulated(x.dtype)),
         np.zeros((), accumulated(x.dtype)),
         lax.add,
@@ -53,7 +53,6 @@ def sum_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
         padding,
         window_dilation=(*around[0], *(a.dilation for a in axes), *around[1]),
     )
-    return wide.astype(x.dtype)
 
 
 def max_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
@@ -100,14 +99,12 @@ def _maximum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     return jnp.max(x, axis), jnp.squeeze(tangent, axis)
 
 
-def mean_divisor(
-    sizes: Sequence[int], axes: Sequence[Axis], include_pad: bool
-) -> np.ndarray | float:
-    """What a sum over windows is divided by: the entries in each, an array over the axes."""
-    divisor: np.ndarray | float = 1.0
+def mean_divisor(sizes: Sequence[int], axes: Sequence[Axis], include_pad: bool) -> Array:
+    """What a sum over windows is divided by: the entries in each (at least 1), over the axes."""
+    divisor = np.ones(())
     for size, axis in zip(sizes, axes, strict=True):
         divisor = np.multiply.outer(divisor, counts(axis, size, include_pad))
-    return divisor
+    return jnp.asarray(np.maximum(divisor, 1), jnp.int32)
 
 
 def adaptive(x: Array, output_size: Sequence[int | None], first: int, largest: bool) -> Array:

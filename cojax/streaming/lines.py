@@ -30,10 +30,12 @@ def parse(line: str, shape: Sequence[int]) -> np.ndarray:
         values = [float(word) for word in words]
     except ValueError as error:
         raise MalformedLineError(str(error)) from error
-    for word, value in zip(words, values, strict=True):
+    with np.errstate(over="ignore"):
+        sample = np.array(values).astype(np.float32)
+    for word, value in zip(words, sample, strict=True):
         if not math.isfinite(value):
-            raise MalformedLineError(f"{word!r} is not a finite number")
-    return np.array(values, np.float32).reshape(1, *shape)
+            raise MalformedLineError(f"{word!r} is not a finite number (of float32)")
+    return sample.reshape(1, *shape)
 
 
 def answer(
@@ -105,5 +107,10 @@ def open_stream(
 ) -> Stream:
     """A stream of samples of this shape: resumed, where its state file exists, else fresh."""
     if state is not None and Path(state).exists():
-        return Stream.resume(state, net, variables)
+        stream = Stream.resume(state, net, variables)
+        if stream.spec.shape != (1, *shape):
+            raise ValueError(f"{state} is of samples {stream.spec.shape[1:]}, not {tuple(shape)}")
+        return stream
+    if state is not None and not os.access(Path(state).parent, os.W_OK):
+        raise ValueError(f"{state} could not be saved when the input ends: no folder to write to")
     return Stream(net, variables, (1, *shape))

@@ -120,8 +120,8 @@ class Stream:
         Raises:
           InputError: if the steps have another shape or dtype. The stream stays as it was.
         """
+        self._check(map_streams(_step_of, xs))
         steps = length_of(xs)
-        self._check(map_streams(lambda x: without_time(spec_of(x)), xs))
         frames, self._state = self._compiled_steps(self._state, self._passed, xs, pad_end)
         start, self.step = self.step, self.step + steps
         if not self._clocked:
@@ -213,6 +213,8 @@ class Stream:
         one = isinstance(self.spec, Spec) and hasattr(x, "dtype")
         if one and x.shape == self.spec.shape and x.dtype == self.spec.dtype:
             return
+        if any(isinstance(each, Frame) for each in flat_streams(x)):
+            raise InputError("a Stream takes arrays, each a step; leave out what is not valid")
         given, wanted = (
             [(s.shape, s.dtype) for s in flat_streams(map_streams(spec_of, each))]
             for each in (x, self.spec)
@@ -222,6 +224,10 @@ class Stream:
                 f"this stream takes steps of {_listed(wanted)}, got {_listed(given)}; reshape or "
                 "cast them, or open a stream of their own"
             )
+
+
+def _step_of(clip: Any) -> Any:
+    return clip if isinstance(clip, Frame) else without_time(spec_of(clip))
 
 
 def _value(frame: Frame) -> Array:
