@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             # The reader has gone: nothing is left to say, and nowhere to say it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,6 +104,8 @@ def _stream(options: argparse.Namespace) -> int:
         variables, labels = network.trained_variables(net), labels or list(network.LABELS)
     else:
         raise ValueError("--net needs --weights, the checkpoint with its weights")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # What is no text is a malformed line, like others.
     incoming = iter(sys.stdin)
     if options.shape:
         shape = [int(size) for size in options.shape.split(",")]
@@ -115,7 +118,10 @@ def _stream(options: argparse.Namespace) -> int:
         shape = [len(first.replace(",", " ").split())]
         incoming = (line for part in ([first], incoming) for line in part)
     stream = lines.open_stream(net, variables, shape, options.state)
-    width = net.output_spec(stream.spec).shape[1]
+    answers = net.output_spec(stream.spec)
+    if isinstance(answers, tuple):
+        raise ValueError(f"the network has {len(answers)} outputs, and a line can answer with one")
+    width = answers.shape[1]
     if labels is not None and len(labels) != width:
         raise ValueError(f"--labels names {len(labels)} outputs, the network has {width}")
     lines.answer(stream, incoming, sys.stdout, sys.stderr, labels, options.json, options.state)

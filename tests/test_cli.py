@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -113,6 +114,9 @@ def tiny():
 
 def nothing():
     return 3
+
+def two():
+    return co.Broadcast(2)
 """
 
 
@@ -123,6 +127,7 @@ def own(tmp_path):
     net = co.Sequential(co.Conv2d(2, 3, (2, 1)), co.ReLU())
     variables = variables_of(net)
     co.save_torch(tmp_path / "w.safetensors", net, variables)
+    co.save_torch(tmp_path / "empty.safetensors", co.ReLU(), {})
     return tmp_path, net, variables
 
 
@@ -146,6 +151,7 @@ def test_networks_of_ones_own_are_streamed(monkeypatch, capsys, own):
         (["--net", "tiny"], "--net is WHERE:FUNCTION"),
         (["--net", "{}/nets.py:none"], "has no function 'none'"),
         (["--net", "{}/nets.py:nothing"], "returned a int, expected a CoModule"),
+        (["--net", "{}/nets.py:two", "--weights", "{}/empty.safetensors"], "has 2 outputs"),
         (["--net", "no_such_module:f"], "No module named 'no_such_module'"),
         (["--net", "{}/none.py:f"], "No such file"),
         (["--weights", "{}/none.pt"], "there is no file"),
@@ -185,6 +191,18 @@ def test_stream_answers_before_the_next_line_and_survives_a_closed_pipe():
     process.stderr.close()
     assert process.wait(timeout=60) == 0
     assert errors == ""
+
+
+def test_bytes_that_are_no_text_are_a_malformed_line():
+    done = subprocess.run(
+        [sys.executable, "-m", "cojax.cli", "stream"],
+        input=b"1,2,3,4,5,6\r\n\xff\xfe\n1,2,3,4,5,6\n",
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "utf-8:strict"},
+        check=True,
+    )
+    assert done.stdout == b"1\t-\n3\t-\n"
+    assert done.stderr == b"line 2: expected 6 numbers, got 1\n"
 
 
 def test_recordings_are_read_or_refused():
