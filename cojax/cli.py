@@ -11,6 +11,8 @@ from typing import Any
 
 import cojax as co
 
+_DEMO = "cojax.demo.network:activity_network"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command, and returns its exit status: 0, or 2 for arguments that do not work."""
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     stream.add_argument(
         "--net",
         metavar="WHERE:FUNCTION",
-        default="cojax.demo.network:activity_network",
+        default=_DEMO,
         help="a function that returns the network, in a module or a .py file (default %(default)s)",
     )
     stream.add_argument("--weights", metavar="FILE", help="the network's PyTorch checkpoint")
@@ -100,7 +102,7 @@ def _stream(options: argparse.Namespace) -> int:
     labels = options.labels.split(",") if options.labels else None
     if options.weights:
         variables = co.load_torch(net, options.weights)
-    elif options.net == "cojax.demo.network:activity_network":
+    elif options.net == _DEMO:
         variables, labels = network.trained_variables(net), labels or list(network.LABELS)
     else:
         raise ValueError("--net needs --weights, the checkpoint with its weights")
@@ -109,7 +111,7 @@ def _stream(options: argparse.Namespace) -> int:
     incoming = iter(sys.stdin)
     if options.shape:
         shape = [int(size) for size in options.shape.split(",")]
-    elif options.net == "cojax.demo.network:activity_network":
+    elif options.net == _DEMO:
         shape = [6]
     else:
         first = next(incoming, None)

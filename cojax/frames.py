@@ -136,6 +136,19 @@ def spec_of(value: Any) -> Spec:
         raise InputError(f"expected an array, got a {type(value).__name__}: {error}") from error
 
 
+def step_spec(x_t: Any, dtype: Any = None) -> Any:
+    """What steps look like, given one: an array, Frame or spec (tuples of these), or its shape.
+
+    Raises:
+      InputError: for a dtype beside anything but a shape.
+    """
+    if isinstance(x_t, tuple | list) and all(isinstance(n, int | np.integer) for n in x_t):
+        x_t = Spec(tuple(x_t), jnp.float32 if dtype is None else dtype)
+    elif dtype is not None:
+        raise InputError("dtype goes with a shape; an array or a spec has its own")
+    return map_streams(spec_of, x_t)
+
+
 def without_time(spec: Spec) -> Spec:
     """The spec of a step of a clip.
 

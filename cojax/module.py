@@ -22,7 +22,6 @@ from typing import Any, final
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from cojax.errors import InputError
@@ -35,6 +34,7 @@ from cojax.frames import (
     length_of,
     map_streams,
     spec_of,
+    step_spec,
     without_time,
 )
 from cojax.timing import Timing
@@ -242,11 +242,7 @@ class CoModule(nn.Module):
         Raises:
           InputError: if such a step does not fit the network.
         """
-        if isinstance(x_t, tuple | list) and all(isinstance(n, int | np.integer) for n in x_t):
-            x_t = Spec(tuple(x_t), jnp.float32 if dtype is None else dtype)
-        elif dtype is not None:
-            raise InputError("dtype goes with a shape; an array or a spec has its own")
-        spec = map_streams(spec_of, x_t)
+        spec = step_spec(x_t, dtype)
         for stream in flat_streams(spec):
             if len(stream.shape) < 2:
                 raise InputError(

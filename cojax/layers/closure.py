@@ -14,8 +14,6 @@ from cojax.module import TimeLocal
 
 Function = Callable[[Array], Array]
 
-_UNSET = object()
-
 
 class Lambda(TimeLocal):
     """Wraps a function of arrays that is local in time.
@@ -84,9 +82,9 @@ class Lambda(TimeLocal):
 class Identity(TimeLocal):
     """Returns its input. Source: ``torch.nn.Identity``; arguments are ignored, as there."""
 
-    def __init__(self, *_: Any, parent: Any = _UNSET, name: str | None = None, **__: Any):
-        linen = {} if parent is _UNSET else {"parent": parent}
-        self._construct(name=name, **linen)
+    def __init__(self, *_: Any, **arguments: Any):
+        linen = {name: arguments[name] for name in ("parent", "name") if name in arguments}
+        self._construct(**linen)
 
     def clip(self, x: Array, train: bool = False) -> Array:
         return x

@@ -18,6 +18,7 @@ from cojax.frames import (
     length_of,
     map_streams,
     spec_of,
+    step_spec,
     without_time,
 )
 from cojax.module import CoModule, walk
@@ -66,10 +67,8 @@ class Stream:
         """
         self.net = net
         self.variables = variables
-        fresh = net.init_state(x_t, dtype)
-        if isinstance(x_t, tuple | list) and all(isinstance(n, int) for n in x_t):
-            x_t = Spec(tuple(x_t), jnp.float32 if dtype is None else dtype)
-        self.spec = map_streams(spec_of, x_t)
+        self.spec = step_spec(x_t, dtype)
+        fresh = net.init_state(self.spec)
         self._timing = net.timing
         self._device = _committed_to(variables)
         # Where a traced predicate freezes branches, only the device knows what is valid.
