@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.buffers import DelayLine
-from cojax.combinators.container import keep, key, named
 from cojax.combinators.parallel import _Branches
+from cojax.container import keep, key, named
 from cojax.errors import InputError, located
 from cojax.frames import Signal, Spec, State, select, spec_of, without_time
 from cojax.layers.arguments import one_of

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.buffers import DelayLine
-from cojax.combinators.container import Container, keep, key, named
+from cojax.container import Container, keep, key, named
 from cojax.errors import InputError, located
 from cojax.frames import Signal, State, flat_streams, map_streams, with_time, without_time
 from cojax.module import CoModule, TimeLocal

@@ -7,8 +7,8 @@ from typing import Any
 import flax.linen as nn
 from flax.core import FrozenDict
 
-from cojax.combinators.container import Container, keep, key, named
 from cojax.combinators.parallel import Broadcast, Parallel
+from cojax.container import Container, keep, key, named
 from cojax.errors import located
 from cojax.frames import State
 from cojax.module import CoModule
