@@ -5,11 +5,12 @@ ring, of which a step writes one slot. Both stay as they are on an invalid frame
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
+from cojax.chunks import Chunk, join, newest
 from cojax.frames import Signal, Spec, State, select
 from cojax.timing import Timing
 
@@ -47,6 +48,14 @@ class Counter(NamedTuple):
         count = jnp.where(count == self.exact + self.period, self.exact, count)
         return {"count": select(valid, count, state["count"])}
 
+    def advance_by(self, state: State, frames: int | Array) -> State:
+        """The state after so many valid frames."""
+        if not self.needed:
+            return {}
+        count = state["count"] + frames
+        cyclic = self.exact + (count - self.exact) % self.period
+        return {"count": jnp.where(count < self.exact + self.period, count, cyclic)}
+
     def emits(self, state: State, timing: Timing) -> bool | Array:
         """Whether a layer of this timing emits on this frame."""
         count = self.of(state)
@@ -74,6 +83,18 @@ def read(ring: Array, position: Array | int) -> Array:
     return lax.dynamic_index_in_dim(ring, position, axis=1, keepdims=False)
 
 
+def unrolled(ring: Array, count: Array | int) -> Array:
+    """A ring's frames, oldest first, given how many were written."""
+    slots = ring.shape[1]
+    return jnp.take(ring, (count + jnp.arange(slots)) % slots, axis=1)
+
+
+def rolled(frames: Array, count: Array | int) -> Array:
+    """The ring of these frames, oldest first, given how many were written."""
+    slots = frames.shape[1]
+    return jnp.take(frames, (jnp.arange(slots) - count) % slots, axis=1)
+
+
 class DelayLine(NamedTuple):
     """Holds frames back: a ring of ``length + 1`` slots, turned by a counter.
 
@@ -95,21 +116,35 @@ class DelayLine(NamedTuple):
         memory = {"ring": ring(x, self.length + 1)} if self.length else {}
         return {**memory, **self.counter.fresh()}
 
-    def push(self, state: State, signal: Signal) -> State:
-        """The state with the signal's frame taken in."""
-        after = self.counter.advance(state, signal.valid)
+    def push(self, state: State, flow: Signal | Chunk) -> State:
+        """The state with the signal's frame, or the chunk's frames, taken in."""
+        if isinstance(flow, Chunk):
+            after = self.counter.advance_by(state, flow.valid_steps)
+            if self.length:
+                frames = newest(self._joined(state, flow), self.length + 1)
+                after["ring"] = rolled(frames, after["count"])
+            return after
+        after = self.counter.advance(state, flow.valid)
         if self.length:
             slot = state["count"] % (self.length + 1)
-            after["ring"] = write(state["ring"], signal.value, slot, signal.valid)
+            after["ring"] = write(state["ring"], flow.value, slot, flow.valid)
         return after
 
-    def tap(self, before: State, after: State, signal: Signal, held: int) -> Signal:
-        """The frame that came ``held`` valid frames before the signal just pushed."""
+    def tap(self, before: State, after: State, flow: Any, held: int) -> Any:
+        """What came ``held`` valid frames before what was just pushed."""
         if held == 0:
-            return signal
-        count = before["count"]
+            return flow
+        count, timing = before["count"], Timing(end=held, delay=held)
+        if isinstance(flow, Chunk):
+            start = self.length + 1 - held
+            frames = self._joined(before, flow)[:, start : start + flow.steps]
+            return flow.leaves(jnp.moveaxis(frames, 1, 2), flow.emitted(count, timing), timing)
         value = read(after["ring"], (count - held) % (self.length + 1))
-        return signal.leaves(value, count >= held, Timing(end=held, delay=held))
+        return flow.leaves(value, count >= held, timing)
+
+    def _joined(self, state: State, chunk: Chunk) -> Array:
+        frames = jnp.moveaxis(chunk.clean(), 2, 1)
+        return join(unrolled(state["ring"], state["count"]), frames, chunk.blank)
 
 
 def shift(window: Array, frame: Array, valid: bool | Array) -> tuple[Array, Array]:

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from cojax.chunks import Chunk, Emitted, is_chunk
 from cojax.errors import InputError
 from cojax.frames import (
     Frame,
@@ -94,6 +95,23 @@ class CoModule(nn.Module):
         """One step, from a :class:`Signal` to a Signal. Only a valid one advances the state."""
         raise NotImplementedError(f"{type(self).__name__} must define step")
 
+    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+        """Many steps, from a :class:`Chunk` to a Chunk. What has no better way scans its step."""
+        valid = map_streams(lambda each: each.valid, chunk)
+        values = map_streams(lambda each: jnp.moveaxis(each.value, 2, 0), chunk)
+
+        def signals_of(xs: Any) -> Any:
+            return map_streams(lambda x, ok: Signal(x, ok, chunked=True), *xs)
+
+        frames, state = self._scan(state, (values, valid), signals_of, train)
+        arrived = flat_streams(chunk)[0]
+        return map_streams(lambda frame: _condensed(frame, arrived, self.timing), frames), state
+
+    @property
+    def regular(self) -> bool:
+        """Whether the timing alone says which steps are answered."""
+        return all(child.regular for child in self.children().values())
+
     # What a user calls.
 
     @property
@@ -163,7 +181,12 @@ class CoModule(nn.Module):
 
     @final
     def forward_steps(
-        self, state: State, xs: Any, pad_end: bool = False, train: bool = False
+        self,
+        state: State,
+        xs: Any,
+        pad_end: bool = False,
+        train: bool = False,
+        at_once: bool = False,
     ) -> tuple[Any, State]:
         """Many steps of a stream: a ``lax.scan`` over :meth:`forward_step`.
 
@@ -173,6 +196,10 @@ class CoModule(nn.Module):
           pad_end: whether ``timing.end`` fill steps follow, so that the last outputs of ``forward``
             come out too. The returned state is the one before these.
           train: as in :meth:`forward_step`.
+          at_once: whether layers may compute the chunk as a whole, such as one convolution over
+            their window and the chunk: the same up to rounding, faster, in memory of the size of
+            the chunk. What cannot is scanned: layers that know no better way, and all of a network
+            that is being trained, is given Frames, or answers when its inputs say so.
 
         Returns:
           A :class:`Frame` of value ``(B, C', T', *S')`` and valid ``(T',)`` with a place for every
@@ -183,12 +210,19 @@ class CoModule(nn.Module):
         """
         _require_state(state)
         specs = map_streams(lambda x: without_time(spec_of(x)), xs)
-        length_of(xs)
+        steps = length_of(xs)
         self._check(state, specs)
         if self.is_initializing():
             self.declare()
 
-        frames, state = self._scan(state, map_streams(_time_first, xs), _arriving_chunked, train)
+        whole = not any(isinstance(each, Frame) for each in flat_streams(xs))
+        if at_once and steps and whole and self.regular and not train:
+            chunks = map_streams(lambda x: Chunk(jnp.asarray(x), last=steps - 1), xs)
+            chunks, state = self.chunk(state, chunks, train=train)
+            frames = map_streams(lambda each: _spread(each, steps), chunks)
+        else:
+            xs = map_streams(_time_first, xs)
+            frames, state = self._scan(state, xs, _arriving_chunked, train)
         end = self.timing.end
         if pad_end and end > 0:
             blank = map_streams(lambda spec: jnp.zeros(spec.shape, spec.dtype), specs)
@@ -329,6 +363,14 @@ class TimeLocal(CoModule):
         value = self.clip(jnp.expand_dims(signal.clean(), 2), train=train)
         return signal.becomes(jnp.squeeze(value, 2)), state
 
+    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+        return chunk.becomes(self.clip(chunk.clean(), train=train)), state
+
+
+def advance(module: CoModule, state: State, flow: Any, train: bool) -> tuple[Any, State]:
+    """The module's step or chunk, by what flows: how a module advances those within."""
+    return (module.chunk if is_chunk(flow) else module.step)(state, flow, train=train)
+
 
 def walk(net: CoModule, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], CoModule]]:
     """The module and all within, each with its path of child names, in the order they run."""
@@ -412,6 +454,26 @@ def _validity(frame: Frame, shape: tuple[int, ...]) -> Array:
 
 def _time_third(frame: Frame) -> Frame:
     return Frame(jnp.moveaxis(frame.value, 0, 2), frame.valid)
+
+
+def _spread(chunk: Chunk, steps: int) -> Frame:
+    """A chunk with a place for every one of so many steps, time first."""
+    value = jnp.moveaxis(chunk.value, 2, 0)
+    if chunk.stride == 1:
+        return Frame(value, chunk.valid)
+    back = chunk.last - jnp.arange(steps)
+    number = chunk.steps - 1 - back // chunk.stride
+    valid = (back >= 0) & (back % chunk.stride == 0) & (number >= chunk.blank)
+    return Frame(jnp.take(value, jnp.where(valid, number, 0), axis=0), valid)
+
+
+def _condensed(frame: Frame, arrived: Chunk, timing: Timing) -> Chunk:
+    """The frames, time first, that steps over a chunk gave: no more than the timing emits."""
+    steps, answers = -(-arrived.steps // timing.stride), jnp.sum(frame.valid)
+    last = arrived.steps - 1 - jnp.argmax(frame.valid[::-1])
+    emitted = Emitted(steps, last, steps - answers)
+    value = jnp.take(frame.value, jnp.maximum(emitted.frames(timing.stride), 0), axis=0)
+    return arrived.leaves(jnp.moveaxis(value, 0, 2), emitted, timing)
 
 
 def _join(first: Frame, second: Frame) -> Frame:

@@ -95,7 +95,7 @@ class Bench:
         self.steps, self.dtype = first.shape[2], first.dtype
         self.spec = map_streams(lambda stream: without_time(spec_of(stream)), x)
         self.step = jax.jit(self._step)
-        self.chunk = jax.jit(self._chunk, static_argnames="pad_end")
+        self.chunk = jax.jit(self._chunk, static_argnames=("pad_end", "at_once"))
 
     def fresh(self) -> Any:
         return self.net.init_state(self.spec)
@@ -103,8 +103,10 @@ class Bench:
     def _step(self, state: Any, x_t: Any) -> Any:
         return self.net.apply(self.variables, state, x_t, method="forward_step")
 
-    def _chunk(self, state: Any, xs: Any, pad_end: bool = False) -> Any:
-        return self.net.apply(self.variables, state, xs, pad_end, method="forward_steps")
+    def _chunk(self, state: Any, xs: Any, pad_end: bool = False, at_once: bool = False) -> Any:
+        return self.net.apply(
+            self.variables, state, xs, pad_end, at_once=at_once, method="forward_steps"
+        )
 
     def applied(self, params: Any, x: Any, method: str) -> Any:
         return self.net.apply({"params": params, **self.rest}, x, method=method)
@@ -156,12 +158,17 @@ def check_steps(bench: Bench) -> tuple[list[Any], list[Any]]:
 
 
 def check_chunks(bench: Bench, frames: list[Any], states: list[Any]) -> None:
-    """Law 2: any way of cutting a stream gives the same outputs and states."""
+    """Law 2: any way of cutting a stream gives the same outputs and states, scanned or at once."""
     half = bench.steps // 2
     first, state = bench.chunk(bench.fresh(), part(bench.x, 0, half))
     second, state = bench.chunk(state, part(bench.x, half, 2 * half))
     assert_close(state, states[2 * half], "state after chunks", bench.dtype)
-    for start, chunk in ((0, first), (half, second)):
+    chunks = [(0, first), (half, second)]
+    for start in sorted({0, 1, half}):
+        chunk, state = bench.chunk(states[start], part(bench.x, start, start + half), at_once=True)
+        assert_close(state, states[start + half], "state after a chunk at once", bench.dtype)
+        chunks.append((start, chunk))
+    for start, chunk in chunks:
         for t in range(half):
             for each, stepped in zip(
                 flat_streams(chunk), flat_streams(frames[start + t]), strict=True

@@ -118,6 +118,55 @@ def test_an_empty_chunk_changes_nothing(net, variables):
     chex.assert_trees_all_equal(state, same)
 
 
+def test_a_chunk_at_once_is_no_loop(net, variables):
+    def steps(state, xs, at_once):
+        return net.apply(variables, state, xs, at_once=at_once, method="forward_steps")
+
+    state, xs = net.init_state((2, 3)), clip_of((2, 3, 12))
+    scanned, whole = (str(jax.make_jaxpr(steps, 2)(state, xs, each)) for each in (False, True))
+    assert "scan" in scanned
+    assert "scan" not in whole
+    assert "while" not in whole
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+def test_what_cannot_be_computed_at_once_is_scanned(taken):
+    layer = co.Conv1d(2, 2, 3, stride=2)
+    frozen = co.Conditional(lambda _, x, train: x.mean() > 0, layer, layer, advance="taken")
+    for net in (
+        co.Sequential(co.Lambda(jnp.tanh, forward_steps_only_fn=jnp.cos), co.Conv1d(2, 2, 3)),
+        co.Sequential(frozen, co.AvgPool1d(2, 1)),
+        co.Sequential(co.Conv1d(2, 2, 2), Cumulative(), co.MaxPool1d(2, 2)),
+    ):
+        variables, xs = variables_of(net), clip_of((1, 2, 9), seed=taken)
+        results = []
+        for at_once in (False, True):
+            frames, state = net.apply(
+                variables, net.init_state((1, 2)), xs, at_once=at_once, method="forward_steps"
+            )
+            results.append((frames.dense(), frames.valid, state))
+        chex.assert_trees_all_close(*results, rtol=1e-5, atol=1e-6)
+
+
+class Cumulative(co.CoModule):
+    """The sum of all there was, every second step: a layer that has only its step."""
+
+    @property
+    def timing(self):
+        return co.Timing(stride=2)
+
+    def output_spec(self, x):
+        return x
+
+    def fresh_state(self, x):
+        return {"total": jnp.zeros(x.shape, x.dtype), "phase": jnp.zeros((), jnp.int32)}
+
+    def step(self, state, signal, train=False):
+        total = state["total"] + signal.clean()
+        phase = jnp.where(signal.valid, 1 - state["phase"], state["phase"])
+        return signal.leaves(total, phase == 1, self.timing), {"total": total, "phase": phase}
+
+
 def test_invalid_frames_are_skipped_wherever_they_come(net, variables):
     x = clip_of((2, 3, 12))
     valid = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1, 1, 1, 1], bool)

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.buffers import DelayLine
+from cojax.chunks import Chunk, is_chunk
 from cojax.combinators.parallel import _Branches
 from cojax.container import keep, key, named
 from cojax.errors import InputError, located
 from cojax.frames import Signal, Spec, State, select, spec_of, without_time
 from cojax.layers.arguments import one_of
 from cojax.layers.closure import Identity
-from cojax.module import CoModule
+from cojax.module import CoModule, advance
 
 Predicate = Callable[[CoModule, Any, bool], Any]
 
@@ -97,6 +98,10 @@ class Conditional(_Branches):
             )
 
     @property
+    def regular(self) -> bool:
+        return self.advance == "always" and super().regular
+
+    @property
     def _line(self) -> DelayLine:
         return DelayLine.of(max(self.shifts().values()))
 
@@ -163,14 +168,15 @@ class Conditional(_Branches):
             state["choice"] = jnp.zeros(decision.shape, decision.dtype)
         return state
 
-    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         line, shifts = self._line, self.shifts()
         before = state.get("late", {})
         late = line.push(before, signal)
         held = {name: line.tap(before, late, signal, shifts[name]) for name in self.order}
         branches = {name: state.get(key(name), {}) for name in self.order}
 
-        choice = self._decide(signal.clean(), train)
+        frame = signal.clean()
+        choice = self._decide(frame[:, :, 0] if is_chunk(signal) else frame, train)
         if isinstance(choice, bool):
             taken = "0" if choice else "1"
             output, branches[taken] = self._branch_step(taken, branches, held, train)
@@ -185,12 +191,17 @@ class Conditional(_Branches):
             after["choice"] = state["choice"] if isinstance(choice, bool) else choice
         return output, after
 
+    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+        if "choice" in state:  # made anew in every step
+            return super().chunk(state, chunk, train)
+        return self.step(state, chunk, train)
+
     @nn.nowrap
     def _branch_step(
-        self, name: str, states: State, held: Mapping[str, Signal], train: bool
-    ) -> tuple[Signal, State]:
+        self, name: str, states: State, held: Mapping[str, Any], train: bool
+    ) -> tuple[Any, State]:
         with located(key(name)):
-            return self.layers[name].step(states[name], held[name], train=train)
+            return advance(self.layers[name], states[name], held[name], train)
 
     @nn.nowrap
     def _step_both(

@@ -5,6 +5,7 @@ the slowest is fed ``n`` steps late. Late *input* is always right; a late output
 where the branch's stride divides ``n``.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.buffers import DelayLine
+from cojax.chunks import Chunk, is_chunk
 from cojax.container import Container, keep, key, named
 from cojax.errors import InputError, located
 from cojax.frames import Signal, State, flat_streams, map_streams, with_time, without_time
-from cojax.module import CoModule, TimeLocal
+from cojax.module import CoModule, TimeLocal, advance
 from cojax.timing import Timing, in_parallel
 
 Reduction = str | Callable[[Sequence[Array]], Array]
@@ -72,6 +74,9 @@ class Broadcast(CoModule):
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         return self._copies(signal), state
 
+    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+        return self._copies(chunk), state
+
 
 class ParallelDispatch(CoModule):
     """Reorders, copies and groups streams.
@@ -111,6 +116,9 @@ class ParallelDispatch(CoModule):
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         return self._dispatched(signal), state
+
+    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+        return self._dispatched(chunk), state
 
 
 def _checked_mapping(mapping: Any) -> Any:
@@ -154,7 +162,10 @@ class Reduce(TimeLocal):
         return reduction(self.reduce)(x)
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        return reduced_signal(self.reduce, signal), state
+        return reduced(self.reduce, signal), state
+
+    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+        return reduced(self.reduce, chunk), state
 
 
 def reduction(reduce: Reduction) -> Callable[[Sequence[Array]], Array]:
@@ -189,8 +200,18 @@ def _require_one_length(lengths: Sequence[int]) -> None:
         )
 
 
-def reduced_signal(reduce: Reduction, signals: Sequence[Signal]) -> Signal:
-    """The reduction of frames: valid where all are, past the end where one is."""
+def reduced(reduce: Reduction, flows: Any) -> Any:
+    """The reduction of frames, or of chunks: valid where all are, past the end where one is."""
+    return (_reduced_chunk if is_chunk(flows) else _reduced_signal)(reduce, flows)
+
+
+def _reduced_chunk(reduce: Reduction, chunks: Sequence[Chunk]) -> Chunk:
+    value = reduction(reduce)([chunk.clean() for chunk in chunks])
+    blank = functools.reduce(jnp.maximum, [chunk.blank for chunk in chunks])
+    return dataclasses.replace(chunks[0], value=value, blank=blank)
+
+
+def _reduced_signal(reduce: Reduction, signals: Sequence[Signal]) -> Signal:
     values = [jnp.expand_dims(signal.clean(), 2) for signal in signals]
     valid, past = signals[0].valid, signals[0].past
     for signal in signals[1:]:
@@ -302,9 +323,12 @@ class Parallel(_Branches):
             if shifts[name]:
                 stream, late[name] = _held_back(state["late"][name], stream, shifts[name])
             with located(key(name)):
-                output, states[name] = child.step(state.get(key(name), {}), stream, train=train)
+                output, states[name] = advance(child, state.get(key(name), {}), stream, train)
             outputs.append(output)
         return tuple(outputs), keep(states, late)
+
+    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+        return self.step(state, chunk, train)
 
 
 def _held_back(state: State, streams: Any, steps: int) -> tuple[Any, State]:
@@ -313,10 +337,10 @@ def _held_back(state: State, streams: Any, steps: int) -> tuple[Any, State]:
     after = {}
     numbers = iter(range(len(state)))
 
-    def held(signal: Signal) -> Signal:
+    def held(flow: Signal | Chunk) -> Signal | Chunk:
         place = str(next(numbers))
-        after[place] = line.push(state[place], signal)
-        return line.tap(state[place], after[place], signal, steps)
+        after[place] = line.push(state[place], flow)
+        return line.tap(state[place], after[place], flow, steps)
 
     return map_streams(held, streams), after
 
@@ -398,6 +422,9 @@ class BroadcastReduce(_Branches):
         for name, child in self.children().items():
             held = line.tap(before, after, signal, shifts[name])
             with located(key(name)):
-                output, states[name] = child.step(state.get(key(name), {}), held, train=train)
+                output, states[name] = advance(child, state.get(key(name), {}), held, train)
             outputs.append(output)
-        return reduced_signal(self.reduce, outputs), keep(states, after)
+        return reduced(self.reduce, outputs), keep(states, after)
+
+    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+        return self.step(state, chunk, train)

@@ -11,7 +11,7 @@ from cojax.combinators.parallel import Broadcast, Parallel
 from cojax.container import Container, keep, key, named
 from cojax.errors import located
 from cojax.frames import State
-from cojax.module import CoModule
+from cojax.module import CoModule, advance
 from cojax.timing import Timing, in_sequence
 
 
@@ -76,5 +76,8 @@ class Sequential(Container):
         states = {}
         for name, child in self.children().items():
             with located(key(name)):
-                signal, states[name] = child.step(state.get(key(name), {}), signal, train=train)
+                signal, states[name] = advance(child, state.get(key(name), {}), signal, train)
         return signal, keep(states)
+
+    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+        return self.step(state, chunk, train)

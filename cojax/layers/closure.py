@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
+from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, with_time, without_time
-from cojax.module import TimeLocal
+from cojax.module import CoModule, TimeLocal
 
 Function = Callable[[Array], Array]
 
@@ -72,6 +73,11 @@ class Lambda(TimeLocal):
             return signal.becomes(by_mode(x)), state
         whole = by_mode or self._clip
         return signal.becomes(jnp.squeeze(whole(jnp.expand_dims(x, 2)), 2)), state
+
+    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+        if self.forward_steps_only_fn is not None:  # takes a step at a time
+            return CoModule.chunk(self, state, chunk, train)
+        return chunk.becomes(self._clip(chunk.clean())), state
 
     def _clip(self, x: Array) -> Array:
         if self.fn is None:

@@ -8,6 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from cojax.buffers import Counter, shift
+from cojax.chunks import Chunk, join, newest
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
@@ -123,11 +124,7 @@ class _Conv(CoModule):
         if self.timing.n_out(x.shape[2]) < 1:
             raise InputError(self._too_short(x.shape[2]))
         time, *space = self._axes
-        if self.padding_mode != "zeros":
-            x = pad_space(x, [axis.padding for axis in space], self.padding_mode, first_axis=3)
-            space = [axis._replace(padding=0) for axis in space]
-        y = convolve_clip(x, self.kernel.astype(x.dtype), [time, *space], self.groups)
-        return self._biased(y, channel_axis=1)
+        return self._convolved(x, time, space)
 
     def fresh_state(self, x: Spec) -> State:
         memory = self.timing.receptive_field - 1
@@ -154,6 +151,30 @@ class _Conv(CoModule):
         y = convolve_window(window, self.kernel.astype(x.dtype), space, self.groups)
         y = jnp.moveaxis(self._biased(y, channel_axis=-1), -1, 1)
         return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
+
+    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+        timing, (time, *space) = self.timing, self._axes
+        x, count = chunk.clean(), self._counter.of(state)
+        after = self._counter.advance_by(state, chunk.valid_steps)
+        if timing.receptive_field > 1:
+            window = jnp.moveaxis(state["window"], -1, 1)
+            if self.temporal_fill == "replicate":
+                first = jnp.take(x, jnp.minimum(chunk.blank, chunk.steps - 1), axis=2)
+                fresh = (count == 0) & (chunk.valid_steps > 0)
+                window = jnp.where(fresh, first[:, :, None], window)
+            x = join(window, x, chunk.blank, axis=2)
+            after["window"] = jnp.moveaxis(newest(x, window.shape[2], axis=2), 1, -1)
+        emitted = chunk.emitted(count, timing)
+        x = emitted.covered(x, timing.receptive_field, timing.stride, axis=2)
+        y = self._convolved(x, time._replace(padding=0), space)
+        return chunk.leaves(y, emitted, timing), after
+
+    def _convolved(self, x: Array, time: Axis, space: list[Axis]) -> Array:
+        if self.padding_mode != "zeros":
+            x = pad_space(x, [axis.padding for axis in space], self.padding_mode, first_axis=3)
+            space = [axis._replace(padding=0) for axis in space]
+        y = convolve_clip(x, self.kernel.astype(x.dtype), [time, *space], self.groups)
+        return self._biased(y, channel_axis=1)
 
     def _biased(self, y: Array, channel_axis: int) -> Array:
         if not self.bias:

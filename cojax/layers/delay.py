@@ -7,6 +7,7 @@ import numpy as np
 from jax import Array
 
 from cojax.buffers import DelayLine
+from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import one_of
@@ -49,6 +50,13 @@ class _Held(CoModule):
         held = line.tap(state, after, signal, self._held)
         emits = line.counter.emits(state, self.timing)
         return signal.leaves(held.value, emits, self.timing), after
+
+    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+        line = self._line
+        after = line.push(state, chunk)
+        held = line.tap(state, after, chunk, self._held)
+        emitted = chunk.emitted(line.counter.of(state), self.timing)
+        return chunk.leaves(held.value, emitted, self.timing), after
 
 
 class Delay(_Held):

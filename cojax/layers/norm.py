@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import DTypeLike
 
+from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.module import CoModule, require_step
@@ -84,6 +85,11 @@ class _BatchNorm(CoModule):
                 "the whole clip, which a step does not have; track running statistics"
             )
         return signal.becomes(jnp.squeeze(y, 2)), state
+
+    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+        if train or not self.track_running_stats:
+            return super().chunk(state, chunk, train)
+        return chunk.becomes(self.clip(chunk.clean())), state
 
     def _by_own_statistics(self, x: Array, train: bool, real: bool | Array) -> Array:
         axes = (0, *range(2, x.ndim))

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from cojax.buffers import Counter, read, ring, write
+from cojax.buffers import Counter, read, ring, rolled, unrolled, write
+from cojax.chunks import Chunk, join, newest
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
@@ -88,6 +89,35 @@ class _TemporalPool(CoModule):
         pooled = self._pool_time(frames, oldest, count, signal.past)
         emits = self._counter.emits(state, self.timing)
         return signal.leaves(pooled, emits, self.timing), after
+
+    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+        frames = jnp.moveaxis(self._pool_space(chunk.clean(), first=3), 2, 1)
+        timing, count = self.timing, self._counter.of(state)
+        after = self._counter.advance_by(state, chunk.valid_steps)
+        slots = timing.receptive_field
+        emitted = chunk.emitted(count, timing)
+        if slots > 1:
+            memory = unrolled(state["ring"], count)
+            if self._replicates:
+                first = jnp.take(frames, jnp.minimum(chunk.blank, chunk.steps - 1), axis=1)
+                fresh = (count == 0) & (chunk.valid_steps > 0)
+                memory = jnp.where(fresh, first[:, None], memory)
+            frames = join(memory, frames, chunk.blank)
+            after["ring"] = rolled(newest(frames, slots), self._counter.of(after))
+            frames = frames[:, 1:]  # the oldest left the window with the first step
+        frames = emitted.covered(frames, slots, timing.stride)
+        counts = count + emitted.frames(timing.stride) - chunk.blank
+        y = self._pool_all(frames, counts)
+        return chunk.leaves(jnp.moveaxis(y, 1, 2), emitted, timing), after
+
+    def _pool_all(self, frames: Array, counts: Array) -> Array:
+        """Pools every window of ``(B, T, ...)``, given the frames counted before each answer."""
+        time = self._time._replace(padding=0, ceil_mode=False)
+        if self.maximum:
+            return max_axes(frames, [time], 1)
+        divisor = jnp.asarray(jnp.maximum(self._divisor(counts, 0), 1))
+        divisor = divisor.reshape(-1, *(1,) * (frames.ndim - 2))
+        return (sum_axes(frames, [time], 1) / divisor).astype(frames.dtype)
 
     def _pool_time(
         self, frames: Array, oldest: Array | int, count: Array | int, past: Array | int

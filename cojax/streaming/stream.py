@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from cojax.combinators.conditional import Conditional
 from cojax.errors import InputError
 from cojax.frames import (
     Frame,
@@ -21,7 +20,7 @@ from cojax.frames import (
     step_spec,
     without_time,
 )
-from cojax.module import CoModule, walk
+from cojax.module import CoModule
 from cojax.streaming.files import StateFile, StateFileError
 
 # Up to this many bytes, variables are compiled into the step as constants: passing each leaf costs
@@ -72,9 +71,7 @@ class Stream:
         self._timing = net.timing
         self._device = _committed_to(variables)
         # Where a traced predicate freezes branches, only the device knows what is valid.
-        self._clocked = not any(
-            isinstance(module, Conditional) and module.advance == "taken" for _, module in walk(net)
-        )
+        self._clocked = net.regular
         small = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) <= _CONSTANT_BYTES
         self._passed: Any = None if small else variables
         self._constant: Any = variables if small else None
@@ -106,7 +103,10 @@ class Stream:
         return map_streams(_value, frames) if emitted else None
 
     def steps(self, xs: Any, pad_end: bool = False) -> Any:
-        """Takes many steps at once. Compiles once for every length of chunk.
+        """Takes many steps at once: a recorded past to warm up with, or what a pause has missed.
+
+        Layers compute the chunk as a whole where they can (``at_once`` of
+        :meth:`CoModule.forward_steps`). Compiles once for every length of chunk.
 
         Args:
           xs: the steps ``(B, C, T, *S)``; a tuple for several streams.
@@ -200,7 +200,7 @@ class Stream:
 
     def _apply_steps(self, state: State, passed: Any, xs: Any, pad_end: bool) -> Any:
         variables = self._constant if passed is None else passed
-        return self.net.apply(variables, state, xs, pad_end, method="forward_steps")
+        return self.net.apply(variables, state, xs, pad_end, at_once=True, method="forward_steps")
 
     def _owned(self, state: State) -> State:
         """A copy that may be donated; fresh and restored ones lie alike, or the step recompiles."""
