@@ -1,5 +1,6 @@
 """Continual Inference Networks in JAX: trained on clips, run on streams, one step at a time."""
 
+from cojax.call_mode import call_mode
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import (
     Broadcast,
@@ -88,6 +89,7 @@ __all__ = [
     "Stream",
     "Timing",
     "Zero",
+    "call_mode",
     "load_torch",
     "save_torch",
     "to_torch",

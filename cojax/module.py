@@ -17,13 +17,15 @@ public methods check what they are given, once, and call these.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.kw_only_dataclasses import field
 from jax import Array
 
+from cojax.call_mode import current, require_mode
 from cojax.chunks import Chunk, Emitted, is_chunk
 from cojax.errors import InputError
 from cojax.frames import (
@@ -51,7 +53,30 @@ class CoModule(nn.Module):
     Subclasses implement :meth:`timing`, :meth:`output_spec`, :meth:`clip`, :meth:`fresh_state` and
     :meth:`step`; the defaults are those of a layer without memory that keeps shapes. Timing and
     state need neither variables nor a bound module.
+
+    Attributes:
+      call_mode: the method that ``net.apply(variables, ...)`` runs where none is named: "forward",
+        "forward_step", "forward_steps" or "forward_stream". ``net.clone(call_mode="forward_step")``
+        is the network that steps; :func:`cojax.call_mode` sets it for a while.
     """
+
+    if TYPE_CHECKING:  # mypy takes a keyword-only field of linen's for a positional one
+        call_mode: ClassVar[str] = "forward"
+    else:
+        call_mode: str = field(default="forward", kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        require_mode(self.call_mode)
+        super().__post_init__()
+
+    @nn.nowrap
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "call_mode" and name in vars(self):
+            raise AttributeError(
+                "the call mode of a network is fixed, for functions compiled with it would not "
+                f"notice a change: use net.clone(call_mode={value!r}), or with co.call_mode(...)"
+            )
+        super().__setattr__(name, value)
 
     def __init_subclass__(cls, **options: Any) -> None:
         # What needs no variables must not set them up, as Flax's wrapper of methods would; an
@@ -134,9 +159,9 @@ class CoModule(nn.Module):
         """Paddings, the temporal one first."""
         return (self.timing.padding,)
 
-    def __call__(self, x: Any, train: bool = False) -> Any:
-        """The same as :meth:`forward`."""
-        return self.forward(x, train=train)
+    def __call__(self, *args: Any, **arguments: Any) -> Any:
+        """What the call mode says: :meth:`forward`, unless told otherwise."""
+        return getattr(self, current(self.call_mode))(*args, **arguments)
 
     @final
     def forward(self, x: Any, train: bool = False) -> Any:
@@ -296,10 +321,12 @@ class CoModule(nn.Module):
     @nn.nowrap
     def _construct(self, **fields: Any) -> None:
         """Ends an ``__init__`` of one's own: sets all fields, Flax's too, and initialises."""
-        linen = {
-            f.name: f.default for f in dataclasses.fields(self) if f.name in ("parent", "name")
+        defaults = {
+            f.name: f.default
+            for f in dataclasses.fields(self)
+            if f.default is not dataclasses.MISSING
         }
-        for name, value in (linen | fields).items():
+        for name, value in (defaults | fields).items():
             object.__setattr__(self, name, value)
         self.__post_init__()
 

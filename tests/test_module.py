@@ -110,6 +110,46 @@ def test_counters_do_not_overflow():
     assert [bool(v) for v in frames.valid] == [net.timing.emits(t) for t in range(100)]
 
 
+@pytest.fixture(scope="module")
+def called(net, variables):
+    """The call of the network, compiled once for every mode."""
+    return jax.jit(lambda *inputs: net.apply(variables, *inputs))
+
+
+def test_a_compiled_call_never_runs_in_another_mode(net, variables, called):
+    x, state = clip_of((2, 3, 12)), net.init_state((2, 3))
+    clip = called(x)
+    with co.call_mode("forward_step"):
+        frame, after = called(state, x[:, :, 0])
+        with co.call_mode("forward_stream"):
+            stream = called(x)
+        with pytest.raises(TypeError):
+            called(x)
+    assert isinstance(frame, co.Frame)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    np.testing.assert_allclose(stream, clip, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(called(x), clip)
+
+
+def test_a_network_has_a_call_mode_of_its_own(net, variables):
+    stepping = net.clone(call_mode="forward_step")
+    assert (net.call_mode, stepping.call_mode) == ("forward", "forward_step")
+    assert stepping != net
+    frame, _ = stepping.apply(variables, net.init_state((2, 3)), clip_of((2, 3)))
+    assert isinstance(frame, co.Frame)
+    with co.call_mode("forward"):
+        assert stepping.apply(variables, clip_of((2, 3, 12))).shape == (2, 2, 6)
+
+
+def test_a_call_mode_is_not_changed_under_compiled_functions(net):
+    with pytest.raises(AttributeError, match="clone"):
+        net.call_mode = "forward_step"
+    with pytest.raises(ValueError, match="forward_steps"):
+        net.clone(call_mode="step")
+    with pytest.raises(ValueError, match="forward_steps"):
+        co.call_mode("step")
+
+
 def test_an_empty_chunk_changes_nothing(net, variables):
     x = clip_of((2, 3, 5))
     _, state = net.apply(variables, net.init_state((2, 3)), x, method="forward_steps")
