@@ -12,7 +12,8 @@ from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.module import CoModule, require_step
-from cojax.ops.pooling import accumulated, adaptive, max_axes, maximum, mean_divisor, sum_axes
+from cojax.ops.pooling import adaptive, max_axes, maximum, mean_divisor, sum_axes
+from cojax.ops.precision import accumulated
 from cojax.timing import Axis, Timing, windowed
 
 
