@@ -120,15 +120,18 @@ class CoModule(nn.Module):
         """One step, from a :class:`Signal` to a Signal. Only a valid one advances the state."""
         raise NotImplementedError(f"{type(self).__name__} must define step")
 
-    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
-        """Many steps, from a :class:`Chunk` to a Chunk. What has no better way scans its step."""
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        """Many steps, from a :class:`Chunk` to a Chunk; never in training.
+
+        What has no better way scans its step.
+        """
         valid = map_streams(lambda each: each.valid, chunk)
         values = map_streams(lambda each: jnp.moveaxis(each.value, 2, 0), chunk)
 
         def signals_of(xs: Any) -> Any:
             return map_streams(lambda x, ok: Signal(x, ok, chunked=True), *xs)
 
-        frames, state = self._scan(state, (values, valid), signals_of, train)
+        frames, state = self._scan(state, (values, valid), signals_of, train=False)
         arrived = flat_streams(chunk)[0]
         return map_streams(lambda frame: _condensed(frame, arrived, self.timing), frames), state
 
@@ -243,7 +246,7 @@ class CoModule(nn.Module):
         whole = not any(isinstance(each, Frame) for each in flat_streams(xs))
         if at_once and steps and whole and self.regular and not train:
             chunks = map_streams(lambda x: Chunk(jnp.asarray(x), last=steps - 1), xs)
-            chunks, state = self.chunk(state, chunks, train=train)
+            chunks, state = self.chunk(state, chunks)
             frames = map_streams(lambda each: _spread(each, steps), chunks)
         else:
             xs = map_streams(_time_first, xs)
@@ -390,13 +393,15 @@ class TimeLocal(CoModule):
         value = self.clip(jnp.expand_dims(signal.clean(), 2), train=train)
         return signal.becomes(jnp.squeeze(value, 2)), state
 
-    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
-        return chunk.becomes(self.clip(chunk.clean(), train=train)), state
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        return chunk.becomes(self.clip(chunk.clean())), state
 
 
 def advance(module: CoModule, state: State, flow: Any, train: bool) -> tuple[Any, State]:
     """The module's step or chunk, by what flows: how a module advances those within."""
-    return (module.chunk if is_chunk(flow) else module.step)(state, flow, train=train)
+    if is_chunk(flow):
+        return module.chunk(state, flow)
+    return module.step(state, flow, train=train)
 
 
 def walk(net: CoModule, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], CoModule]]:

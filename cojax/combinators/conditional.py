@@ -191,10 +191,10 @@ class Conditional(_Branches):
             after["choice"] = state["choice"] if isinstance(choice, bool) else choice
         return output, after
 
-    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         if "choice" in state:  # made anew in every step
-            return super().chunk(state, chunk, train)
-        return self.step(state, chunk, train)
+            return super().chunk(state, chunk)
+        return self.step(state, chunk)
 
     @nn.nowrap
     def _branch_step(

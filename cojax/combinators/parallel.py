@@ -74,7 +74,7 @@ class Broadcast(CoModule):
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         return self._copies(signal), state
 
-    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
         return self._copies(chunk), state
 
 
@@ -117,7 +117,7 @@ class ParallelDispatch(CoModule):
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         return self._dispatched(signal), state
 
-    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
         return self._dispatched(chunk), state
 
 
@@ -164,7 +164,7 @@ class Reduce(TimeLocal):
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         return reduced(self.reduce, signal), state
 
-    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
         return reduced(self.reduce, chunk), state
 
 
@@ -327,8 +327,8 @@ class Parallel(_Branches):
             outputs.append(output)
         return tuple(outputs), keep(states, late)
 
-    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
-        return self.step(state, chunk, train)
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        return self.step(state, chunk)
 
 
 def _held_back(state: State, streams: Any, steps: int) -> tuple[Any, State]:
@@ -426,5 +426,5 @@ class BroadcastReduce(_Branches):
             outputs.append(output)
         return reduced(self.reduce, outputs), keep(states, after)
 
-    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
-        return self.step(state, chunk, train)
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        return self.step(state, chunk)

@@ -79,5 +79,5 @@ class Sequential(Container):
                 signal, states[name] = advance(child, state.get(key(name), {}), signal, train)
         return signal, keep(states)
 
-    def chunk(self, state: State, chunk: Any, train: bool = False) -> tuple[Any, State]:
-        return self.step(state, chunk, train)
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        return self.step(state, chunk)

@@ -8,9 +8,10 @@ import numpy as np
 
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import BroadcastReduce, Parallel
+from cojax.layers.activation import PReLU
 from cojax.layers.conv import _Conv
 from cojax.layers.linear import Linear
-from cojax.layers.norm import _BatchNorm
+from cojax.layers.norm import GroupNorm, LayerNorm, _RunningNorm
 from cojax.module import CoModule
 
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -38,13 +39,17 @@ _OUT_IN_FIRST = Leaf(
     lambda x: np.moveaxis(x, (-1, -2), (0, 1)),
 )
 _BIAS = Leaf("params", "bias", "bias")
+_SCALE = Leaf("params", "scale", "weight")
 
 # The variables of the layers that have any, in torch's order.
 _LEAVES: dict[type[CoModule], tuple[Leaf, ...]] = {
     _Conv: (_OUT_IN_FIRST, _BIAS),
     Linear: (_OUT_IN_FIRST, _BIAS),
-    _BatchNorm: (
-        Leaf("params", "scale", "weight"),
+    PReLU: (Leaf("params", "negative_slope", "weight"),),
+    GroupNorm: (_SCALE, _BIAS),
+    LayerNorm: (_SCALE, _BIAS),
+    _RunningNorm: (
+        _SCALE,
         _BIAS,
         Leaf("batch_stats", "mean", "running_mean"),
         Leaf("batch_stats", "var", "running_var"),

@@ -1,63 +1,480 @@
-"""Activation functions."""
+"""Activation functions: the values of ``torch.nn``, and its gradients, at the kinks too.
+
+An axis is counted in the clip ``(B, C, T, *S)`` in every mode, and cannot be time. ``inplace`` is
+accepted and has no meaning here.
+"""
+
+import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike, DTypeLike
 
+from cojax.errors import InputError
 from cojax.frames import Spec
+from cojax.layers.arguments import one_of
 from cojax.layers.axes import non_temporal
-from cojax.module import TimeLocal, require_floating
+from cojax.module import TimeLocal, require_floating, require_step
+from cojax.ops.precision import widened
 
 
 class _Activation(TimeLocal):
-    """A function of each entry. Shapes: any, kept."""
+    """A function without memory, computed in single precision at least, as in torch.
+
+    Shapes: any, kept. Raises an InputError for a dtype that is not floating.
+    """
 
     def output_spec(self, x: Spec) -> Spec:
         require_floating(x, self)
         return x
 
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return self.of(widened(x)).astype(x.dtype)
+
+    def of(self, x: Array) -> Array:
+        """The function itself."""
+        raise NotImplementedError(f"{type(self).__name__} must define of")
+
+
+def _clamped(x: Array, low: ArrayLike, high: ArrayLike) -> Array:
+    """``min(max(x, low), high)``, without a gradient at either bound."""
+    return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
+
+
+def _bent(x: Array, slope: ArrayLike) -> Array:
+    """``x``, and below zero ``slope * x``."""
+    return jnp.where(x > 0, x, slope * x)
+
+
+# Of each entry.
+
+
+class Threshold(_Activation):
+    """``x`` where it exceeds ``threshold``, else ``value``. Source: ``torch.nn.Threshold``."""
+
+    threshold: float
+    value: float
+    inplace: bool = False
+
+    def of(self, x: Array) -> Array:
+        return jnp.where(x <= self.threshold, self.value, x)
+
 
 class ReLU(_Activation):
-    """``max(x, 0)``. Source: ``torch.nn.ReLU``; ``inplace`` is accepted and has no meaning here."""
+    """``max(x, 0)``. Source: ``torch.nn.ReLU``."""
 
     inplace: bool = False
 
-    def clip(self, x: Array, train: bool = False) -> Array:
+    def of(self, x: Array) -> Array:
         return jax.nn.relu(x)
+
+
+class RReLU(_Activation):
+    """``x``, and below zero ``slope * x`` with a slope between ``lower`` and ``upper``.
+
+    In training every entry draws its slope (which needs an rng named "dropout"), anew with every
+    step; otherwise it is the mean slope. Source: ``torch.nn.RReLU``; Xu et al., 2015,
+    https://arxiv.org/abs/1505.00853.
+
+    Raises:
+      ValueError: at construction, unless ``lower <= upper``.
+    """
+
+    lower: float = 1 / 8
+    upper: float = 1 / 3
+    inplace: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lower <= self.upper:
+            raise ValueError(f"{self.lower=} must not exceed {self.upper=}")
+        super().__post_init__()
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        if not train:
+            return super().clip(x)
+        key = self.make_rng("dropout")
+        return _bent(x, jax.random.uniform(key, x.shape, x.dtype, self.lower, self.upper))
+
+    def of(self, x: Array) -> Array:
+        return _bent(x, (self.lower + self.upper) / 2)
+
+
+class Hardtanh(_Activation):
+    """``min(max(x, min_val), max_val)``. Source: ``torch.nn.Hardtanh``.
+
+    Raises:
+      ValueError: at construction, unless ``min_val < max_val``.
+    """
+
+    min_val: float = -1.0
+    max_val: float = 1.0
+    inplace: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.min_val < self.max_val:
+            raise ValueError(f"{self.min_val=} must be below {self.max_val=}")
+        super().__post_init__()
+
+    def of(self, x: Array) -> Array:
+        return _clamped(x, self.min_val, self.max_val)
+
+
+class ReLU6(_Activation):
+    """``min(max(x, 0), 6)``. Source: ``torch.nn.ReLU6``."""
+
+    inplace: bool = False
+
+    def of(self, x: Array) -> Array:
+        return _clamped(x, 0, 6)
 
 
 class Sigmoid(_Activation):
     """``1 / (1 + exp(-x))``. Source: ``torch.nn.Sigmoid``."""
 
-    def clip(self, x: Array, train: bool = False) -> Array:
+    def of(self, x: Array) -> Array:
         return jax.nn.sigmoid(x)
 
 
-class SiLU(_Activation):
-    """``x * sigmoid(x)``, or swish. Source: ``torch.nn.SiLU``; ``inplace`` has no meaning."""
+class Hardsigmoid(_Activation):
+    """``min(max(x + 3, 0), 6) / 6``. Source: ``torch.nn.Hardsigmoid``."""
 
     inplace: bool = False
 
-    def clip(self, x: Array, train: bool = False) -> Array:
+    def of(self, x: Array) -> Array:
+        return _clamped(x + 3, 0, 6) / 6
+
+
+class Tanh(_Activation):
+    """``tanh(x)``. Source: ``torch.nn.Tanh``."""
+
+    def of(self, x: Array) -> Array:
+        return jnp.tanh(x)
+
+
+class SiLU(_Activation):
+    """``x * sigmoid(x)``, or swish. Source: ``torch.nn.SiLU``."""
+
+    inplace: bool = False
+
+    def of(self, x: Array) -> Array:
         return jax.nn.silu(x)
 
 
-class Softmax(_Activation):
-    """``exp(x) / sum(exp(x))`` along one axis.
-
-    Source: ``torch.nn.Softmax``.
-
-    Attributes:
-      dim: the axis, counted in the clip ``(B, C, T, *S)`` in every mode. It cannot be time.
-
-    Raises:
-      InputError: if ``dim`` is the time axis or none, or for a dtype that is not floating.
+class Hardswish(_Activation):
+    """``x * min(max(x + 3, 0), 6) / 6``. Source: ``torch.nn.Hardswish``; Howard et al., 2019,
+    https://arxiv.org/abs/1905.02244.
     """
 
+    inplace: bool = False
+
+    def of(self, x: Array) -> Array:
+        return x * (_clamped(x + 3, 0, 6) / 6)
+
+
+class ELU(_Activation):
+    """``x``, and below zero ``alpha * (exp(x) - 1)``. Source: ``torch.nn.ELU``; Clevert et al.,
+    2015, https://arxiv.org/abs/1511.07289.
+    """
+
+    alpha: float = 1.0
+    inplace: bool = False
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.elu(x, self.alpha)
+
+
+class CELU(_Activation):
+    """``max(x, 0) + min(alpha * (exp(x / alpha) - 1), 0)``. Source: ``torch.nn.CELU``; Barron,
+    2017, https://arxiv.org/abs/1704.07483.
+
+    Raises:
+      ValueError: at construction, for an ``alpha`` of zero.
+    """
+
+    alpha: float = 1.0
+    inplace: bool = False
+
+    def __post_init__(self) -> None:
+        if self.alpha == 0:
+            raise ValueError("CELU divides by alpha, which must not be zero")
+        super().__post_init__()
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.celu(x, self.alpha)
+
+
+class SELU(_Activation):
+    """``1.0507 * ELU(x, alpha=1.6733)``, with which networks normalise themselves.
+
+    Source: ``torch.nn.SELU``; Klambauer et al., 2017, https://arxiv.org/abs/1706.02515.
+    """
+
+    inplace: bool = False
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.selu(x)
+
+
+class GELU(_Activation):
+    """``x * Phi(x)``, with the normal distribution's ``Phi``. Source: ``torch.nn.GELU``; Hendrycks
+    and Gimpel, 2016, https://arxiv.org/abs/1606.08415.
+
+    Attributes:
+      approximate: "none", or "tanh" for ``Phi(x)`` as ``(1 + tanh(sqrt(2 / pi) * (x + 0.044715 *
+        x**3))) / 2``.
+
+    Raises:
+      ValueError: at construction, for another approximation.
+    """
+
+    approximate: str = "none"
+
+    def __post_init__(self) -> None:
+        one_of("approximate", self.approximate, ("none", "tanh"))
+        super().__post_init__()
+
+    def of(self, x: Array) -> Array:
+        if self.approximate == "none":
+            return jax.nn.gelu(x, approximate=False)
+        # Beyond 10 the tanh is 1 in every precision, while the gradient of x**3 may overflow.
+        z = _clamped(x, -10, 10)
+        return x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
+
+
+class Hardshrink(_Activation):
+    """``x``, and zero from ``-lambd`` to ``lambd``. Source: ``torch.nn.Hardshrink``."""
+
+    lambd: float = 0.5
+
+    def of(self, x: Array) -> Array:
+        return jnp.where(jnp.abs(x) <= self.lambd, 0, x)
+
+
+class LeakyReLU(_Activation):
+    """``x``, and below zero ``negative_slope * x``. Source: ``torch.nn.LeakyReLU``."""
+
+    negative_slope: float = 0.01
+    inplace: bool = False
+
+    def of(self, x: Array) -> Array:
+        return _bent(x, self.negative_slope)
+
+
+class LogSigmoid(_Activation):
+    """``log(sigmoid(x))``. Source: ``torch.nn.LogSigmoid``."""
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.log_sigmoid(x)
+
+
+class Softplus(_Activation):
+    """``log(1 + exp(beta * x)) / beta``, and ``x`` where ``beta * x`` exceeds ``threshold``.
+
+    Source: ``torch.nn.Softplus``.
+
+    Raises:
+      ValueError: at construction, for a ``beta`` of zero.
+    """
+
+    beta: float = 1.0
+    threshold: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.beta == 0:
+            raise ValueError("Softplus divides by beta, which must not be zero")
+        super().__post_init__()
+
+    def of(self, x: Array) -> Array:
+        scaled = self.beta * x
+        return jnp.where(scaled > self.threshold, x, jax.nn.softplus(scaled) / self.beta)
+
+
+class Softshrink(_Activation):
+    """``x`` moved towards zero by ``lambd``, and no further. Source: ``torch.nn.Softshrink``.
+
+    Raises:
+      ValueError: at construction, for a negative ``lambd``.
+    """
+
+    lambd: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.lambd >= 0:
+            raise ValueError(f"{self.lambd=} must not be negative")
+        super().__post_init__()
+
+    def of(self, x: Array) -> Array:
+        return jnp.where(jnp.abs(x) <= self.lambd, 0, x - self.lambd * jnp.sign(x))
+
+
+class PReLU(_Activation):
+    """``x``, and below zero ``negative_slope * x`` with a slope that is learnt.
+
+    Source: ``torch.nn.PReLU``; He et al., 2015, https://arxiv.org/abs/1502.01852.
+
+    Attributes:
+      num_parameters: 1, or the number of channels, for each a slope of its own.
+      negative_slope_init: the slope to begin with (``init``, to the constructor).
+      param_dtype: the dtype of the slopes.
+
+    Shapes:
+      any, kept. Variable ``params`` ``negative_slope`` ``(num_parameters,)``.
+
+    Raises:
+      ValueError: at construction, unless there are parameters.
+      InputError: for another number of channels, or a dtype that is not floating.
+    """
+
+    num_parameters: int = 1
+    negative_slope_init: float = 0.25
+    param_dtype: DTypeLike = jnp.float32
+
+    def __init__(
+        self,
+        num_parameters: int = 1,
+        init: float = 0.25,
+        param_dtype: DTypeLike = jnp.float32,
+        *,
+        negative_slope_init: float | None = None,
+        **linen: Any,
+    ):
+        # The field cannot be called init: that is how every Flax module makes its variables.
+        self._construct(
+            num_parameters=num_parameters,
+            negative_slope_init=init if negative_slope_init is None else negative_slope_init,
+            param_dtype=param_dtype,
+            **linen,
+        )
+
+    def __post_init__(self) -> None:
+        if self.num_parameters < 1:
+            raise ValueError(f"{self.num_parameters=} must be positive")
+        super().__post_init__()
+
+    def setup(self) -> None:
+        initial = jax.nn.initializers.constant(self.negative_slope_init)
+        self.negative_slope = self.param(
+            "negative_slope", initial, (self.num_parameters,), self.param_dtype
+        )
+
+    def output_spec(self, x: Spec) -> Spec:
+        if self.num_parameters not in (1, x.shape[1]):
+            raise InputError(
+                f"PReLU has {self.num_parameters} slopes, one for each channel, and got "
+                f"{x.shape[1]} channels in a step of shape {x.shape}"
+            )
+        return super().output_spec(x)
+
+    def of(self, x: Array) -> Array:
+        slope = self.negative_slope.astype(x.dtype)
+        return _bent(x, slope.reshape(-1, *(1,) * (x.ndim - 2)))
+
+
+class Softsign(_Activation):
+    """``x / (1 + |x|)``. Source: ``torch.nn.Softsign``."""
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.soft_sign(x)
+
+
+class Tanhshrink(_Activation):
+    """``x - tanh(x)``. Source: ``torch.nn.Tanhshrink``."""
+
+    def of(self, x: Array) -> Array:
+        return x - jnp.tanh(x)
+
+
+# Along one axis.
+
+
+class _AlongAxis(_Activation):
     dim: int
 
     def output_spec(self, x: Spec) -> Spec:
         non_temporal(self.dim, len(x.shape) + 1, "dim", self)
         return super().output_spec(x)
 
-    def clip(self, x: Array, train: bool = False) -> Array:
+
+class Softmin(_AlongAxis):
+    """``exp(-x) / sum(exp(-x))`` along the axis ``dim``. Source: ``torch.nn.Softmin``.
+
+    Raises:
+      InputError: if ``dim`` is the time axis or none, or for a dtype that is not floating.
+    """
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.softmax(-x, axis=self.dim)
+
+
+class Softmax(_AlongAxis):
+    """``exp(x) / sum(exp(x))`` along the axis ``dim``. Source: ``torch.nn.Softmax``.
+
+    Raises:
+      InputError: if ``dim`` is the time axis or none, or for a dtype that is not floating.
+    """
+
+    def of(self, x: Array) -> Array:
         return jax.nn.softmax(x, axis=self.dim)
+
+
+class Softmax2d(_Activation):
+    """``exp(x) / sum(exp(x))`` along the channels of clips with one spatial axis.
+
+    Source: ``torch.nn.Softmax2d``, which takes clips ``(B, C, T, S)`` and no others: with more
+    axes it fails, and with fewer it would take the batch for the channels.
+
+    Raises:
+      InputError: for other clips, or a dtype that is not floating.
+    """
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, space=1)
+        return x
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.softmax(x, axis=1)
+
+
+class LogSoftmax(_AlongAxis):
+    """``log(exp(x) / sum(exp(x)))`` along the axis ``dim``. Source: ``torch.nn.LogSoftmax``.
+
+    Raises:
+      InputError: if ``dim`` is the time axis or none, or for a dtype that is not floating.
+    """
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.log_softmax(x, axis=self.dim)
+
+
+class GLU(_AlongAxis):
+    """``a * sigmoid(b)`` of the halves ``a`` and ``b`` of the axis ``dim``.
+
+    Source: ``torch.nn.GLU``; Dauphin et al., 2016, https://arxiv.org/abs/1612.08083.
+
+    Attributes:
+      dim: the axis. The default is the last, so a network of 1-d clips needs ``dim=1``.
+
+    Shapes:
+      any, with the axis half as long.
+
+    Raises:
+      InputError: for an axis of odd length, the time axis or none, or a dtype that is not floating.
+    """
+
+    dim: int = -1
+
+    def output_spec(self, x: Spec) -> Spec:
+        super().output_spec(x)
+        axis = non_temporal(self.dim, len(x.shape) + 1, "dim", self)
+        axis -= axis > 2
+        if x.shape[axis] % 2:
+            raise InputError(
+                f"GLU halves the axis dim={self.dim} of the clip, which is odd, {x.shape[axis]}, "
+                f"in a step of shape {x.shape}"
+            )
+        return Spec((*x.shape[:axis], x.shape[axis] // 2, *x.shape[axis + 1 :]), x.dtype)
+
+    def of(self, x: Array) -> Array:
+        return jax.nn.glu(x, axis=self.dim)

@@ -74,9 +74,9 @@ class Lambda(TimeLocal):
         whole = by_mode or self._clip
         return signal.becomes(jnp.squeeze(whole(jnp.expand_dims(x, 2)), 2)), state
 
-    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         if self.forward_steps_only_fn is not None:  # takes a step at a time
-            return CoModule.chunk(self, state, chunk, train)
+            return CoModule.chunk(self, state, chunk)
         return chunk.becomes(self._clip(chunk.clean())), state
 
     def _clip(self, x: Array) -> Array:

@@ -152,7 +152,7 @@ class _Conv(CoModule):
         y = jnp.moveaxis(self._biased(y, channel_axis=-1), -1, 1)
         return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
 
-    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         timing, (time, *space) = self.timing, self._axes
         x, count = chunk.clean(), self._counter.of(state)
         after = self._counter.advance_by(state, chunk.valid_steps)

@@ -51,7 +51,7 @@ class _Held(CoModule):
         emits = line.counter.emits(state, self.timing)
         return signal.leaves(held.value, emits, self.timing), after
 
-    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         line = self._line
         after = line.push(state, chunk)
         held = line.tap(state, after, chunk, self._held)

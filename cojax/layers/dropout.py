@@ -1,11 +1,16 @@
-"""Dropout."""
+"""Dropout: noise while training, which needs an rng named "dropout"; nothing otherwise.
+
+``inplace`` is accepted and has no meaning here.
+"""
+
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from cojax.frames import Spec
-from cojax.module import TimeLocal, require_floating
+from cojax.module import TimeLocal, require_floating, require_step
 
 
 class Dropout(TimeLocal):
@@ -13,7 +18,7 @@ class Dropout(TimeLocal):
 
     Needs an rng named "dropout" with ``train=True``. Every step of a stream draws its own mask.
 
-    Source: ``torch.nn.Dropout``; ``inplace`` is accepted and has no meaning here.
+    Source: ``torch.nn.Dropout``; Hinton et al., 2012, https://arxiv.org/abs/1207.0580.
 
     Attributes:
       p: the probability of a zero.
@@ -25,6 +30,9 @@ class Dropout(TimeLocal):
       ValueError: at construction, unless ``0 <= p <= 1``.
       InputError: for a dtype that is not floating.
     """
+
+    # Whether an entry is kept or dropped with all of its channel.
+    whole_channels: ClassVar[bool] = False
 
     p: float = 0.5
     inplace: bool = False
@@ -43,5 +51,96 @@ class Dropout(TimeLocal):
             return x
         if self.p == 1:
             return jnp.zeros_like(x)
-        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.p, x.shape)
-        return jnp.where(keep, x / jnp.asarray(1 - self.p, x.dtype), 0)
+        shape = (*x.shape[:2], *(1,) * (x.ndim - 2)) if self.whole_channels else x.shape
+        keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.p, shape)
+        return self.dropped(x, keep).astype(x.dtype)
+
+    def dropped(self, x: Array, keep: Array) -> Array:
+        """The input with the entries dropped that are not to be kept."""
+        return jnp.where(keep, x / (1 - self.p), 0)
+
+
+class _ChannelDropout(Dropout):
+    """Zeroes whole channels with probability ``p`` while training, and scales the rest.
+
+    ``forward`` zeroes a channel of a sample for all of its clip, as torch does. Every step of a
+    stream draws its own mask, so that a channel comes and goes.
+
+    Source: ``torch.nn.Dropout{1,2,3}d``; Tompson et al., 2014, https://arxiv.org/abs/1411.4280.
+
+    Attributes:
+      p: the probability that a channel is zeroed.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, kept, with no, one or two spatial axes.
+
+    Raises:
+      ValueError: at construction, unless ``0 <= p <= 1``.
+      InputError: for an input of another rank or a dtype that is not floating.
+    """
+
+    whole_channels = True
+    space: ClassVar[int]
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, self.space)
+        return x
+
+
+class Dropout1d(_ChannelDropout):
+    __doc__ = _ChannelDropout.__doc__
+    space = 0
+
+
+class Dropout2d(_ChannelDropout):
+    __doc__ = _ChannelDropout.__doc__
+    space = 1
+
+
+class Dropout3d(_ChannelDropout):
+    __doc__ = _ChannelDropout.__doc__
+    space = 2
+
+
+class AlphaDropout(Dropout):
+    """Dropout that keeps zero mean and unit variance, to go with :class:`cojax.SELU`.
+
+    With probability ``p`` an entry becomes ``-1.7581``, the limit of SELU for small ``x``; then all
+    are scaled and moved as one. Needs rngs as :class:`cojax.Dropout`.
+
+    Source: ``torch.nn.AlphaDropout``; Klambauer et al., 2017, https://arxiv.org/abs/1706.02515.
+
+    Attributes:
+      p: the probability that an entry is dropped. With 1, all are zero.
+
+    Shapes:
+      any, kept.
+
+    Raises:
+      ValueError: at construction, unless ``0 <= p <= 1``.
+      InputError: for a dtype that is not floating.
+    """
+
+    def dropped(self, x: Array, keep: Array) -> Array:
+        limit = -1.7580993408473766
+        scale = ((1 - self.p) * (1 + self.p * limit**2)) ** -0.5
+        return scale * (jnp.where(keep, x, limit) - limit * self.p)
+
+
+class FeatureAlphaDropout(AlphaDropout):
+    """:class:`cojax.AlphaDropout` of whole channels: all of a clip's, while stepping of a step's.
+
+    Source: ``torch.nn.FeatureAlphaDropout``.
+
+    Attributes:
+      p: the probability that a channel is dropped. With 1, all are zero.
+
+    Shapes:
+      any, kept.
+
+    Raises:
+      ValueError: at construction, unless ``0 <= p <= 1``.
+      InputError: for a dtype that is not floating.
+    """
+
+    whole_channels = True

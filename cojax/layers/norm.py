@@ -1,19 +1,158 @@
-"""Normalisation."""
+"""Normalisation: ``(x - mean) / sqrt(var + eps) * scale + bias``.
+
+By running statistics a norm is local in time. The statistics of a clip are not: a step does not
+have them. Norms that need these refuse to step, unless ``per_step`` makes them take the statistics
+of each step instead, in ``forward`` too.
+"""
 
 import math
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
-from jax.typing import DTypeLike
+from jax.nn.initializers import ones, zeros
+from jax.typing import ArrayLike, DTypeLike
 
 from cojax.chunks import Chunk
 from cojax.errors import InputError
-from cojax.frames import Signal, Spec, State
-from cojax.module import CoModule, require_step
+from cojax.frames import Signal, Spec, State, spec_of
+from cojax.layers.arguments import IntOrTuple
+from cojax.layers.axes import TIME, non_temporal
+from cojax.module import CoModule, TimeLocal, require_floating, require_step
+from cojax.ops.precision import widened
+
+_PER_STEP = "take the statistics of each step in every mode, forward included, with per_step=True"
 
 
-class _BatchNorm(CoModule):
+def _learnt(
+    module: Any, shape: tuple[int, ...], scale: bool, bias: bool
+) -> tuple[Array | None, Array | None]:
+    """The variables ``scale`` and ``bias`` of a module; None for what it does not learn."""
+    dtype = module.param_dtype
+    return (
+        module.param("scale", ones, shape, dtype) if scale else None,
+        module.param("bias", zeros, shape, dtype) if bias else None,
+    )
+
+
+def _statistics(x: Array, axes: Sequence[int]) -> tuple[Array, Array]:
+    """Mean and variance over these axes, which stay, with a length of 1."""
+    wide = widened(x)
+    return jnp.mean(wide, axes, keepdims=True), jnp.var(wide, axes, keepdims=True)
+
+
+def _normalised(module: Any, x: Array, mean: Array, var: Array, along: tuple[int, ...]) -> Array:
+    """``(x - mean) / sqrt(var + eps) * scale + bias``, as one product and one sum.
+
+    ``along`` is the shape in which what is learnt broadcasts against ``x``, as statistics do.
+    """
+    wide = widened(x)
+    factor = lax.rsqrt(var.astype(wide.dtype) + module.eps)
+    if module.scale is not None:
+        factor = factor * module.scale.astype(wide.dtype).reshape(along)
+    offset = -mean.astype(wide.dtype) * factor
+    if module.offset is not None:
+        offset = offset + module.offset.astype(wide.dtype).reshape(along)
+    return (wide * factor + offset).astype(x.dtype)
+
+
+def _lacks_a_clip(module: CoModule, instead: str) -> InputError:
+    return InputError(
+        f"{type(module).__name__} normalises by the statistics of the whole clip, time included, "
+        f"which a step does not have; {instead}"
+    )
+
+
+# By running statistics.
+
+
+class _RunningNorm(CoModule):
+    """What batch and instance norms share: running statistics, and how they move."""
+
+    space: ClassVar[int]
+    unit: ClassVar[str]
+
+    num_features: int
+    eps: float = 1e-5
+    momentum: float | None = 0.1
+    affine: bool = True
+    track_running_stats: bool = True
+    bias: bool = True
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.nowrap
+    def _axes(self, rank: int) -> tuple[int, ...]:
+        """The axes of a clip over which each ``unit`` has its statistics."""
+        raise NotImplementedError
+
+    @nn.nowrap
+    def _require_steps(self, train: bool) -> None:
+        """Raises an InputError if a step lacks the statistics that it is normalised by."""
+        raise NotImplementedError
+
+    def _weight(self, real: bool | Array) -> ArrayLike:
+        """The weight of the statistics of a batch in the running ones."""
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        shape = (self.num_features,)
+        self.scale, self.offset = _learnt(self, shape, self.affine, self.affine and self.bias)
+        if self.track_running_stats:
+            self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
+            self.var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
+            self.tracked = self.variable(
+                "batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32
+            )
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, self.space, self.num_features)
+        return x
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return self._clip(x, train, real=True)
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        self._require_steps(train)
+        y = self._clip(jnp.expand_dims(signal.clean(), TIME), train, signal.real)
+        return signal.becomes(jnp.squeeze(y, TIME)), state
+
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
+        self._require_steps(train=False)
+        return chunk.becomes(self.clip(chunk.clean())), state
+
+    def _clip(self, x: Array, train: bool, real: bool | Array) -> Array:
+        channels = (-1, *(1,) * (x.ndim - 2))
+        if self.track_running_stats and not train:
+            mean, var = (running.value.reshape(channels) for running in (self.mean, self.var))
+        else:
+            mean, var = self._own_statistics(x, train, real)
+        return _normalised(self, x, mean, var, channels)
+
+    def _own_statistics(self, x: Array, train: bool, real: bool | Array) -> tuple[Array, Array]:
+        axes = self._axes(x.ndim)
+        count = math.prod(x.shape[axis] for axis in axes)
+        if count < 2:
+            raise InputError(
+                f"{type(self).__name__} needs more than one value {self.unit} to take statistics "
+                f"of, got shape {x.shape} (time included); train on larger batches or frames, or "
+                "on clips through forward"
+            )
+        mean, var = _statistics(x, axes)
+        if train and self.track_running_stats and not self.is_initializing():
+            self._track(mean, var * count / (count - 1), real)
+        return mean, var
+
+    def _track(self, mean: Array, var: Array, real: bool | Array) -> None:
+        weight = jnp.where(real, self._weight(real), 0)
+        for running, batch in ((self.mean, mean), (self.var, var)):
+            old, new = running.value, jnp.mean(batch, (0, *range(2, batch.ndim)))
+            running.value = old + (weight * (lax.stop_gradient(new) - old)).astype(old.dtype)
+
+
+class _BatchNorm(_RunningNorm):
     """Batch normalisation over every axis but the channels.
 
     In training, ``forward`` normalises by the statistics of the clip and ``forward_step`` by those
@@ -31,6 +170,7 @@ class _BatchNorm(CoModule):
       affine: whether a scale and a bias are learnt.
       track_running_stats: whether there are running statistics. Without them the statistics of a
         whole clip are needed, so that the layer can step in training only.
+      bias: whether the bias is among what is learnt.
       param_dtype: the dtype of parameters and statistics.
 
     Shapes:
@@ -43,98 +183,87 @@ class _BatchNorm(CoModule):
         training on one value a channel; for stepping without running statistics.
     """
 
-    space: ClassVar[int]
+    unit = "a channel"
 
-    num_features: int
-    eps: float = 1e-5
-    momentum: float | None = 0.1
-    affine: bool = True
-    track_running_stats: bool = True
-    param_dtype: DTypeLike = jnp.float32
+    @nn.nowrap
+    def _axes(self, rank: int) -> tuple[int, ...]:
+        return (0, *range(2, rank))
 
-    def setup(self) -> None:
-        shape = (self.num_features,)
-        if self.affine:
-            self.scale = self.param("scale", _ones, shape, self.param_dtype)
-            self.offset = self.param("bias", _zeros, shape, self.param_dtype)
-        if self.track_running_stats:
-            self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
-            self.var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
-            self.tracked = self.variable(
-                "batch_stats", "num_batches_tracked", jnp.zeros, (), jnp.int32
+    @nn.nowrap
+    def _require_steps(self, train: bool) -> None:
+        if not (train or self.track_running_stats):
+            raise _lacks_a_clip(self, "track running statistics")
+
+    def _weight(self, real: bool | Array) -> ArrayLike:
+        self.tracked.value = self.tracked.value + jnp.asarray(real, jnp.int32)
+        return 1 / jnp.maximum(self.tracked.value, 1) if self.momentum is None else self.momentum
+
+
+class _InstanceNorm(_RunningNorm):
+    """Normalisation of each channel of each sample.
+
+    With running statistics, training and evaluation are those of a batch norm, but for statistics
+    being taken of each sample, and averaged over the batch before the running ones move. Without
+    them, which is the default, the statistics are always those of the clip, and the layer refuses
+    to step.
+
+    Source: ``torch.nn.InstanceNorm{1,2,3}d``; Ulyanov et al., 2016,
+    https://arxiv.org/abs/1607.08022.
+
+    Attributes:
+      num_features: the channels.
+      eps: added to the variance.
+      momentum: the weight of new statistics in the running ones; with None these never move.
+      affine: whether a scale and a bias are learnt.
+      track_running_stats: whether there are running statistics.
+      bias: whether the bias is among what is learnt.
+      param_dtype: the dtype of parameters and statistics.
+      per_step: whether statistics are those of each step in every mode, ``forward`` included, which
+        then differs from torch's. So the layer is local in time.
+
+    Shapes:
+      clip ``(B, num_features, T, *S)`` and step ``(B, num_features, *S)``, kept. Variables as of a
+      batch norm; ``num_batches_tracked`` stays 0, as in torch.
+
+    Raises:
+      ValueError: at construction, for ``per_step`` where a step has one value a channel.
+      InputError: for an input of another rank, channel count or a dtype that is not floating; for
+        statistics of one value; for stepping where they are those of the clip.
+    """
+
+    unit = "a channel and sample"
+
+    affine: bool = False
+    track_running_stats: bool = False
+    per_step: bool = False
+
+    def __post_init__(self) -> None:
+        if self.per_step and not self.space:
+            raise ValueError(
+                f"a step of {type(self).__name__} has one value a channel, of which there are no "
+                f"statistics; take those over its channels with LayerNorm({self.num_features}, "
+                "channel_dim=1)"
             )
+        super().__post_init__()
 
-    def output_spec(self, x: Spec) -> Spec:
-        require_step(x, self, self.space, self.num_features)
-        return x
+    @nn.nowrap
+    def _axes(self, rank: int) -> tuple[int, ...]:
+        return tuple(range(TIME + self.per_step, rank))
 
-    def clip(self, x: Array, train: bool = False) -> Array:
-        if not train and self.track_running_stats:
-            return self._normalised(x, self.mean.value, self.var.value)
-        return self._by_own_statistics(x, train, real=True)
+    @nn.nowrap
+    def _require_steps(self, train: bool) -> None:
+        if not (self.track_running_stats or self.per_step):
+            instead = "track running statistics"
+            if self.space:
+                instead += f"; or {_PER_STEP}"
+            raise _lacks_a_clip(self, instead)
 
-    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
-        x = jnp.expand_dims(signal.clean(), 2)
-        if train:
-            y = self._by_own_statistics(x, train, signal.real)
-        elif self.track_running_stats:
-            y = self._normalised(x, self.mean.value, self.var.value)
-        else:
-            raise InputError(
-                f"{type(self).__name__}(track_running_stats=False) normalises by the statistics of "
-                "the whole clip, which a step does not have; track running statistics"
-            )
-        return signal.becomes(jnp.squeeze(y, 2)), state
+    def _weight(self, real: bool | Array) -> ArrayLike:
+        return 0 if self.momentum is None else self.momentum
 
-    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
-        if train or not self.track_running_stats:
-            return super().chunk(state, chunk, train)
-        return chunk.becomes(self.clip(chunk.clean())), state
-
-    def _by_own_statistics(self, x: Array, train: bool, real: bool | Array) -> Array:
-        axes = (0, *range(2, x.ndim))
-        count = math.prod(x.shape[axis] for axis in axes)
-        if count < 2:
-            raise InputError(
-                f"{type(self).__name__} needs more than one value a channel in training, got shape "
-                f"{x.shape} (time included); train on larger batches, or on clips through forward"
-            )
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        mean, var = jnp.mean(wide, axes), jnp.var(wide, axes)
-        if train and self.track_running_stats and not self.is_initializing():
-            self._track(mean, var * count / (count - 1), real)
-        return self._normalised(x, mean, var)
-
-    def _track(self, mean: Array, var: Array, real: bool | Array) -> None:
-        tracked = self.tracked.value + jnp.asarray(real, jnp.int32)
-        weight = 1 / jnp.maximum(tracked, 1) if self.momentum is None else self.momentum
-        weight = jnp.where(real, weight, 0)
-        for running, new in ((self.mean, mean), (self.var, var)):
-            old = running.value
-            moved = old + (weight * (lax.stop_gradient(new) - old)).astype(old.dtype)
-            running.value = moved
-        self.tracked.value = tracked
-
-    def _normalised(self, x: Array, mean: Array, var: Array) -> Array:
-        """``(x - mean) / sqrt(var + eps) * scale + bias``, as one product and one sum."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        factor = lax.rsqrt(var.astype(wide) + self.eps)
-        if self.affine:
-            factor = factor * self.scale.astype(wide)
-        offset = -mean.astype(wide) * factor
-        if self.affine:
-            offset = offset + self.offset.astype(wide)
-        channels = (-1, *(1,) * (x.ndim - 2))
-        factor, offset = (each.astype(x.dtype).reshape(channels) for each in (factor, offset))
-        return x * factor + offset
-
-
-def _ones(_key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    return jnp.ones(shape, dtype)
-
-
-def _zeros(_key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    return jnp.zeros(shape, dtype)
+    def fresh_state(self, x: Spec) -> State:
+        self._require_steps(train=False)
+        return {}
 
 
 class BatchNorm1d(_BatchNorm):
@@ -150,3 +279,205 @@ class BatchNorm2d(_BatchNorm):
 class BatchNorm3d(_BatchNorm):
     __doc__ = _BatchNorm.__doc__
     space = 2
+
+
+class InstanceNorm1d(_InstanceNorm):
+    __doc__ = _InstanceNorm.__doc__
+    space = 0
+
+
+class InstanceNorm2d(_InstanceNorm):
+    __doc__ = _InstanceNorm.__doc__
+    space = 1
+
+
+class InstanceNorm3d(_InstanceNorm):
+    __doc__ = _InstanceNorm.__doc__
+    space = 2
+
+
+# By the statistics of the input alone.
+
+
+class _InputNorm(TimeLocal):
+    """What group and layer norms share: they step where they do not look across time."""
+
+    instead: ClassVar[str]
+
+    @nn.nowrap
+    def _axes(self, rank: int) -> tuple[int, ...]:
+        """The axes of a clip over which statistics are taken."""
+        raise NotImplementedError
+
+    def fresh_state(self, x: Spec) -> State:
+        if TIME in self._axes(len(x.shape) + 1):
+            raise _lacks_a_clip(self, self.instead)
+        return {}
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        self.fresh_state(spec_of(signal))
+        return super().step(state, signal, train=train)
+
+
+class GroupNorm(_InputNorm):
+    """Normalisation of each group of channels of each sample.
+
+    By default the statistics are those of the clip, and the layer refuses to step.
+
+    Source: ``torch.nn.GroupNorm``; Wu and He, 2018, https://arxiv.org/abs/1803.08494.
+
+    Attributes:
+      num_groups: the groups that the channels are split into.
+      num_channels: the channels.
+      eps: added to the variance.
+      affine: whether a scale and a bias are learnt.
+      bias: whether the bias is among what is learnt.
+      per_step: whether statistics are those of each step in every mode, ``forward`` included, which
+        then differs from torch's. So the layer is local in time.
+      param_dtype: the dtype of the parameters.
+
+    Shapes:
+      clip ``(B, num_channels, T, *S)`` and step ``(B, num_channels, *S)``, kept. Variables
+      ``params`` ``scale``, ``bias`` ``(num_channels,)``.
+
+    Raises:
+      ValueError: at construction, unless the channels are a multiple of the groups.
+      InputError: for another channel count or a dtype that is not floating; for stepping without
+        ``per_step``.
+    """
+
+    num_groups: int
+    num_channels: int
+    eps: float = 1e-5
+    affine: bool = True
+    bias: bool = True
+    per_step: bool = False
+    param_dtype: DTypeLike = jnp.float32
+
+    instead = _PER_STEP
+
+    def __post_init__(self) -> None:
+        if self.num_groups < 1 or self.num_channels < 1 or self.num_channels % self.num_groups:
+            raise ValueError(
+                f"{self.num_channels=} must be a positive multiple of {self.num_groups=}"
+            )
+        super().__post_init__()
+
+    def setup(self) -> None:
+        shape = (self.num_channels,)
+        self.scale, self.offset = _learnt(self, shape, self.affine, self.affine and self.bias)
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, len(x.shape) - 2, self.num_channels)
+        return x
+
+    @nn.nowrap
+    def _axes(self, rank: int) -> tuple[int, ...]:
+        return (1, *range(TIME + self.per_step, rank))
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        grouped = x.reshape(x.shape[0], self.num_groups, -1, *x.shape[2:])
+        mean, var = _statistics(grouped, [axis + 1 for axis in self._axes(x.ndim)])
+        channels = (self.num_groups, -1, *(1,) * (x.ndim - 2))
+        return _normalised(self, grouped, mean, var, channels).reshape(x.shape)
+
+
+class LayerNorm(_InputNorm):
+    """Normalisation over the last axes, or over another one.
+
+    Source: ``torch.nn.LayerNorm``; Ba et al., 2016, https://arxiv.org/abs/1607.06450;
+    ``channel_dim`` is that of :class:`cojax.Linear`.
+
+    Example::
+
+        channels = co.LayerNorm(32, channel_dim=1)  # of clips (B, 32, T, *S), at every place
+        frames = co.LayerNorm((32, 8, 8), per_step=True)  # of clips (B, 32, T, 8, 8), each whole
+
+    Attributes:
+      normalized_shape: the lengths of the axes: the last of the clip ``(B, C, T, *S)``. If time is
+        among them, the layer refuses to step.
+      eps: added to the variance.
+      elementwise_affine: whether a scale and a bias are learnt.
+      bias: whether the bias is among what is learnt.
+      channel_dim: the axis of the clip, in every mode, where ``normalized_shape`` is one length.
+      per_step: whether ``normalized_shape`` are the last axes of the step ``(B, C, *S)`` instead,
+        in every mode, ``forward`` included. So the layer is local in time.
+      param_dtype: the dtype of the parameters.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, kept. Variables ``params`` ``scale``, ``bias``
+      of ``normalized_shape``.
+
+    Raises:
+      ValueError: at construction, for no lengths, or arguments that do not go together.
+      InputError: for axes of other lengths or a dtype that is not floating; for stepping where the
+        statistics are across time.
+    """
+
+    normalized_shape: IntOrTuple
+    eps: float = 1e-5
+    elementwise_affine: bool = True
+    bias: bool = True
+    channel_dim: int = -1
+    per_step: bool = False
+    param_dtype: DTypeLike = jnp.float32
+
+    instead = (
+        "normalise the channels, with channel_dim=1, or the last axes of each step, with "
+        "per_step=True"
+    )
+
+    def __post_init__(self) -> None:
+        self.normalized_shape = self._lengths
+        if not self._lengths or min(self._lengths) < 1:
+            raise ValueError(f"{self.normalized_shape=} must be a length, or several, all positive")
+        if self.channel_dim != -1 and (len(self._lengths) > 1 or self.per_step):
+            raise ValueError(
+                f"{self.channel_dim=} names one axis of the clip, and goes neither with several "
+                f"lengths ({self.normalized_shape=}) nor with the last axes of a step "
+                f"({self.per_step=})"
+            )
+        super().__post_init__()
+
+    @property
+    def _lengths(self) -> tuple[int, ...]:
+        shape = self.normalized_shape
+        return (shape,) if isinstance(shape, int | np.integer) else tuple(shape)
+
+    def setup(self) -> None:
+        affine = self.elementwise_affine
+        self.scale, self.offset = _learnt(self, self._lengths, affine, affine and self.bias)
+
+    @nn.nowrap
+    def _axes(self, rank: int) -> tuple[int, ...]:
+        if self.channel_dim != -1:
+            return (non_temporal(self.channel_dim, rank, "channel_dim", self),)
+        axes = [axis for axis in range(rank) if not (self.per_step and axis == TIME)]
+        return tuple(axes[-len(self._lengths) :])
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_floating(x, self)
+        self._require_lengths((*x.shape[:2], None, *x.shape[2:]))
+        return x
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        self._require_lengths(x.shape)
+        axes = self._axes(x.ndim)
+        mean, var = _statistics(x, axes)
+        along = tuple(n if axis in axes else 1 for axis, n in enumerate(x.shape))
+        return _normalised(self, x, mean, var, along)
+
+    @nn.nowrap
+    def _require_lengths(self, clip: tuple[int | None, ...]) -> None:
+        """Raises an InputError unless the axes of a clip (None: of any length) have ours."""
+        lengths = tuple(clip[axis] for axis in self._axes(len(clip)))
+        expected = self._lengths
+        if len(lengths) < len(expected) or any(
+            given not in (None, length) for given, length in zip(lengths, expected, strict=True)
+        ):
+            shape = ", ".join("time" if n is None else str(n) for n in clip)
+            raise InputError(
+                f"LayerNorm normalises axes of lengths {expected}, got clips ({shape}); to "
+                "normalise their channels pass channel_dim=1, and per_step=True for the last axes "
+                "of their steps"
+            )

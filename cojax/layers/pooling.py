@@ -13,7 +13,8 @@ from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.module import CoModule, require_step
-from cojax.ops.pooling import accumulated, adaptive, max_axes, maximum, mean_divisor, sum_axes
+from cojax.ops.pooling import adaptive, max_axes, maximum, mean_divisor, sum_axes
+from cojax.ops.precision import accumulated
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -90,7 +91,7 @@ class _TemporalPool(CoModule):
         emits = self._counter.emits(state, self.timing)
         return signal.leaves(pooled, emits, self.timing), after
 
-    def chunk(self, state: State, chunk: Chunk, train: bool = False) -> tuple[Chunk, State]:
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         frames = jnp.moveaxis(self._pool_space(chunk.clean(), first=3), 2, 1)
         timing, count = self.timing, self._counter.of(state)
         after = self._counter.advance_by(state, chunk.valid_steps)

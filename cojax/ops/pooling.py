@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from cojax.ops.precision import accumulated, widened
 from cojax.timing import Axis
 
 
@@ -31,21 +32,16 @@ def counts(axis: Axis, size: int, include_pad: bool) -> np.ndarray:
     return ((taps >= low) & (taps < high)).sum(axis=1)
 
 
-def accumulated(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype to sum in."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
 def sum_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
     """Sums of windows over the axes of ``x`` from ``first`` on, of half precision in float32."""
     if all(axis == Axis(1, 1, 0, axis.dilation, axis.ceil_mode) for axis in axes):
-        return x.astype(accumulated(x.dtype))
+        return widened(x)
     around = (1,) * first, (1,) * (x.ndim - first - len(axes))
     padding = [(0, 0)] * x.ndim
     for i, axis in enumerate(axes, first):
         padding[i] = pads(axis, x.shape[i])
     return lax.reduce_window(
-        x.astype(accumulated(x.dtype)),
+        widened(x),
         np.zeros((), accumulated(x.dtype)),
         lax.add,
         (*around[0], *(a.kernel_size for a in axes), *around[1]),
