@@ -5,6 +5,8 @@ convolution over window and chunk instead of a scan over steps.
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -127,6 +129,21 @@ def join(memory: Array, frames: Array, blank: int | Array, axis: int = 1) -> Arr
 def newest(joined: Array, steps: int, axis: int = 1) -> Array:
     """The last frames: what is remembered of them."""
     return lax.slice_in_dim(joined, joined.shape[axis] - steps, None, 1, axis)
+
+
+def met(flows: Sequence[Any], value: Array) -> Any:
+    """What is made of several frames, or chunks: valid where all are, past the end where one is."""
+    first = flows[0]
+    if isinstance(first, Chunk):
+        blank = functools.reduce(jnp.maximum, [chunk.blank for chunk in flows])
+        return dataclasses.replace(first, value=value, blank=blank)
+    valid, past = first.valid, first.past
+    for signal in flows[1:]:
+        if signal.valid is not True:
+            valid = signal.valid if valid is True else jnp.logical_and(valid, signal.valid)
+        if not signal.always_real:
+            past = jnp.maximum(past, signal.past)
+    return dataclasses.replace(first, value=value, valid=valid, past=past)
 
 
 def is_chunk(flow: Any) -> bool:

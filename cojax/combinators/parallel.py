@@ -5,7 +5,6 @@ the slowest is fed ``n`` steps late. Late *input* is always right; a late output
 where the branch's stride divides ``n``.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.buffers import DelayLine
-from cojax.chunks import Chunk, is_chunk
+from cojax.chunks import Chunk, is_chunk, met
 from cojax.container import Container, keep, key, named
 from cojax.errors import InputError, located
 from cojax.frames import Signal, State, flat_streams, map_streams, with_time, without_time
@@ -201,26 +200,12 @@ def _require_one_length(lengths: Sequence[int]) -> None:
 
 
 def reduced(reduce: Reduction, flows: Any) -> Any:
-    """The reduction of frames, or of chunks: valid where all are, past the end where one is."""
-    return (_reduced_chunk if is_chunk(flows) else _reduced_signal)(reduce, flows)
-
-
-def _reduced_chunk(reduce: Reduction, chunks: Sequence[Chunk]) -> Chunk:
-    value = reduction(reduce)([chunk.clean() for chunk in chunks])
-    blank = functools.reduce(jnp.maximum, [chunk.blank for chunk in chunks])
-    return dataclasses.replace(chunks[0], value=value, blank=blank)
-
-
-def _reduced_signal(reduce: Reduction, signals: Sequence[Signal]) -> Signal:
-    values = [jnp.expand_dims(signal.clean(), 2) for signal in signals]
-    valid, past = signals[0].valid, signals[0].past
-    for signal in signals[1:]:
-        if signal.valid is not True:
-            valid = signal.valid if valid is True else jnp.logical_and(valid, signal.valid)
-        if not signal.always_real:
-            past = jnp.maximum(past, signal.past)
-    value = jnp.squeeze(reduction(reduce)(values), 2)
-    return Signal(value, valid, past, signals[0].chunked)
+    """The reduction of frames, or of chunks."""
+    values = [flow.clean() for flow in flows]
+    if is_chunk(flows):
+        return met(flows, reduction(reduce)(values))
+    value = reduction(reduce)([jnp.expand_dims(value, 2) for value in values])
+    return met(flows, jnp.squeeze(value, 2))
 
 
 class _Branches(Container):

@@ -1,0 +1,401 @@
+"""Multi-head attention: over the last tokens of a stream, and over the tokens of a window.
+
+A stream's tokens are projected once, when they come, and kept as keys and values (and queries) in
+rings. What a step computes anew are the weights: no sum is corrected from step to step, so that
+nothing drifts and no logit is too large.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.nn.initializers import glorot_uniform, normal, zeros
+from jax.typing import DTypeLike
+
+from cojax.buffers import Counter, read, ring, rolled, unrolled, write
+from cojax.chunks import join, met, newest
+from cojax.errors import InputError
+from cojax.frames import Spec, State, flat_streams, map_streams
+from cojax.layers.initializers import fan_in_uniform
+from cojax.module import CoModule, require_floating
+from cojax.ops.attention import attended, attention_weights, windows
+from cojax.timing import Axis, Timing, windowed
+
+
+class _MultiheadAttention(CoModule):
+    """The projections, and the attention between what they give."""
+
+    embed_dim: int
+    num_heads: int
+    dropout: float = 0.0
+    bias: bool = True
+    add_bias_kv: bool = False
+    add_zero_attn: bool = False
+    kdim: int | None = None
+    vdim: int | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1 or self.embed_dim < 1 or self.embed_dim % self.num_heads:
+            raise ValueError(f"{self.embed_dim=} must be a positive multiple of {self.num_heads=}")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"{self.dropout=} must be a probability")
+        super().__post_init__()
+
+    @property
+    def _dims(self) -> tuple[int, int, int]:
+        """The channels of queries, keys and values before they are projected."""
+        return self.embed_dim, self.kdim or self.embed_dim, self.vdim or self.embed_dim
+
+    def setup(self) -> None:
+        embed, dtype = self.embed_dim, self.param_dtype
+        if self._dims == (embed,) * 3:
+            packed = self.param("in_proj_kernel", glorot_uniform(), (embed, 3 * embed), dtype)
+            self.kernels = tuple(jnp.split(packed, 3, axis=1))
+        else:
+            self.kernels = tuple(
+                self.param(f"{name}_proj_kernel", glorot_uniform(), (channels, embed), dtype)
+                for name, channels in zip("qkv", self._dims, strict=True)
+            )
+        self.offsets: tuple[Array | None, ...] = (None,) * 3
+        self.out_offset: Array | None = None
+        if self.bias:
+            offsets = self.param("in_proj_bias", zeros, (3 * embed,), dtype)
+            self.offsets = tuple(jnp.split(offsets, 3))
+            self.out_offset = self.param("out_proj_bias", zeros, (embed,), dtype)
+        self.extra: tuple[Array, ...] = ()
+        if self.add_bias_kv:
+            self.extra = tuple(
+                self.param(name, normal(embed**-0.5), (embed,), dtype)
+                for name in ("bias_k", "bias_v")
+            )
+        self.out_kernel = self.param("out_proj_kernel", fan_in_uniform(embed), (embed,) * 2, dtype)
+
+    @nn.nowrap
+    def _require_tokens(self, x: Any, space: int) -> Spec:
+        """The spec of the queries, if these are queries, keys and values of the right shapes."""
+        streams = x if isinstance(x, tuple) else (x,) * 3
+        axes = ("batch", "channel", "token")[: 2 + space]
+        if len(streams) != 3 or any(isinstance(stream, tuple) for stream in streams):
+            raise InputError(
+                f"{type(self).__name__} takes one stream, or three: queries, keys and values; got "
+                f"{len(streams)}"
+            )
+        for name, stream, channels in zip(
+            ("query", "key", "value"), streams, self._dims, strict=True
+        ):
+            require_floating(stream, self)
+            if len(stream.shape) != 2 + space or stream.shape[1] != channels:
+                raise InputError(
+                    f"{type(self).__name__} expects steps ({', '.join(axes)}) with {channels} "
+                    f"channels for its {name}, got a step of shape {stream.shape}"
+                )
+        return streams[0]
+
+    def _projected(self, tokens: Any) -> tuple[Array, Array, Array]:
+        """Queries, keys and values ``(..., H, D)`` of tokens ``(..., C)``, or of three streams."""
+        streams = tokens if isinstance(tokens, tuple) else (tokens,) * 3
+        projected = []
+        for x, kernel, offset in zip(streams, self.kernels, self.offsets, strict=True):
+            y = x @ kernel.astype(x.dtype)
+            if offset is not None:
+                y = y + offset.astype(x.dtype)
+            projected.append(y.reshape(*y.shape[:-1], self.num_heads, -1))
+        query, key, value = projected
+        return query, key, value
+
+    def _attention(self, query: Array, key: Array, value: Array, train: bool) -> Array:
+        """What queries ``(..., Q, H, D)`` find among keys ``(..., N, H, D)``: ``(..., Q, E)``."""
+        if self.extra:
+            bias_k, bias_v = self.extra
+            key, value = _with(key, bias_k), _with(value, bias_v)
+        if self.add_zero_attn:
+            zero = jnp.zeros((self.embed_dim,), key.dtype)
+            key, value = _with(key, zero), _with(value, zero)
+        weights = attention_weights(query, key)
+        if train and self.dropout:
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, weights.shape)
+            weights = jnp.where(keep, weights / (1 - self.dropout), 0)
+        y = attended(weights, value)
+        y = y @ self.out_kernel.astype(y.dtype)
+        return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
+
+
+def _with(tokens: Array, token: Array) -> Array:
+    """The tokens ``(..., N, H, D)`` and one more."""
+    token = token.astype(tokens.dtype).reshape(tokens.shape[-2:])
+    token = jnp.broadcast_to(token, (*tokens.shape[:-3], 1, *token.shape))
+    return jnp.concatenate([tokens, token], axis=-3)
+
+
+class _StreamAttention(_MultiheadAttention):
+    """Attention over the last ``sequence_len`` tokens of a stream."""
+
+    sequence_len: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sequence_len is None or self.sequence_len < 1:
+            raise ValueError(
+                f"{self.sequence_len=} must be the number of tokens that attend to each other"
+            )
+        super().__post_init__()
+
+    @property
+    def _length(self) -> int:
+        return self.sequence_len or 0
+
+    @property
+    def _remembers_queries(self) -> bool:
+        raise NotImplementedError
+
+    def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
+        """What every window of tokens ``(B, T, H, D)`` gives, time third."""
+        raise NotImplementedError
+
+    @property
+    def timing(self) -> Timing:
+        return windowed(Axis(self._length, 1, 0))
+
+    @property
+    def _counter(self) -> Counter:
+        return Counter.for_timing(self.timing, slots=self._length)
+
+    def clip(self, x: Any, train: bool = False) -> Array:
+        steps = flat_streams(x)[0].shape[2]
+        if self.timing.n_out(steps) < 1:
+            raise InputError(self._too_short(steps))
+        tokens = map_streams(lambda stream: jnp.moveaxis(stream, 2, 1), x)
+        return self._over_windows(*self._projected(tokens), train)
+
+    def fresh_state(self, x: Any) -> State:
+        names = ("query", "key", "value") if self._remembers_queries else ("key", "value")
+        tokens = flat_streams(x)[0]
+        heads = (tokens.shape[0], self.num_heads, self.embed_dim // self.num_heads)
+        rings = {name: ring(Spec(heads, tokens.dtype), self._length) for name in names}
+        return {**rings, **self._counter.fresh()}
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        tokens = map_streams(lambda each: each.clean(), signal)
+        query, key, value = self._projected(tokens)
+        arrived, count = met(flat_streams(signal), flat_streams(tokens)[0]), self._counter.of(state)
+        after = self._counter.advance(state, arrived.valid)
+        for name, token in (("query", query), ("key", key), ("value", value)):
+            if name in state:
+                after[name] = write(state[name], token, count % self._length, arrived.valid)
+        y = self._answer(after, query, count, train)
+        return arrived.leaves(y, self._counter.emits(state, self.timing), self.timing), after
+
+    def _answer(self, rings: State, query: Array, count: Array | int, train: bool) -> Array:
+        """The output of a step, given the rings with the token in that came ``count``-th."""
+        raise NotImplementedError
+
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        tokens = map_streams(lambda each: jnp.moveaxis(each.clean(), 2, 1), chunk)
+        arrived = met(flat_streams(chunk), flat_streams(chunk)[0].value)
+        count = self._counter.of(state)
+        after = self._counter.advance_by(state, arrived.valid_steps)
+        joined = []
+        for name, token in zip(("query", "key", "value"), self._projected(tokens), strict=True):
+            if name in state:
+                memory = unrolled(state[name], count)
+                every = join(memory, token, arrived.blank)
+                after[name] = rolled(newest(every, self._length), self._counter.of(after))
+                joined.append(every[:, 1:])  # the oldest left the window with the first step
+            else:
+                padding = jnp.zeros(
+                    (token.shape[0], self._length - 1, *token.shape[2:]), token.dtype
+                )
+                joined.append(jnp.concatenate([padding, token], axis=1))
+        query, key, value = joined
+        y = self._over_windows(query, key, value, train=False)
+        return arrived.leaves(y, arrived.emitted(count, self.timing), self.timing), after
+
+
+class SingleOutputMultiheadAttention(_StreamAttention):
+    """Attention of one token among the last ``sequence_len``: the newest, unless said otherwise.
+
+    Keys and values of the last tokens are kept, so that a step projects one token.
+
+    Source: ``continual.SingleOutputMultiheadAttention``, with the weights of
+    ``torch.nn.MultiheadAttention``; Hedegaard et al., "Continual Transformers: Redundancy-Free
+    Attention for Online Inference", ICLR 2023, https://arxiv.org/abs/2201.06268.
+
+    Example::
+
+        mha = co.SingleOutputMultiheadAttention(embed_dim=32, num_heads=4, sequence_len=8)
+        variables = mha.init(jax.random.key(0), method="declare")
+        y = mha.apply(variables, jnp.ones((1, 32, 10)))
+        assert y.shape == (1, 32, 3)  # one for each window of 8
+
+    Attributes:
+      embed_dim: the channels of queries and of the output.
+      num_heads: the heads that these are split into.
+      dropout: the probability with which an attention weight is dropped in training.
+      bias: whether projections have biases.
+      add_bias_kv: whether a learnt token is added to keys and values.
+      add_zero_attn: whether a token of zeros is added to keys and values.
+      kdim, vdim: the channels of keys and of values, where these differ.
+      param_dtype: the dtype of the parameters. Computation is in the dtype of the input, but that of
+        the softmax in float32 at least.
+      sequence_len: the tokens that are attended over.
+      query_index: the token that attends, by its place among them; -1 is the newest.
+      single_output_forward: whether ``forward`` answers like the steps, with an output for every
+        window of ``sequence_len`` tokens. Otherwise it is ``torch.nn.MultiheadAttention``: all
+        tokens of the clip, of any length, attend to all, and a stream gives something else.
+
+    Shapes:
+      clip ``(B, embed_dim, T)`` to ``(B, embed_dim, T - sequence_len + 1)`` (``T`` without
+      ``single_output_forward``); step ``(B, embed_dim)`` to the same; or three of these: queries,
+      keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``key``, ``value`` (and ``query``,
+      unless the newest token attends) ``(B, sequence_len, num_heads, embed_dim / num_heads)``,
+      ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, for arguments that do not go together.
+      InputError: for an input of another rank, channel count or a dtype that is not floating.
+    """
+
+    query_index: int = -1
+    single_output_forward: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not -self._length <= self.query_index < self._length:
+            raise ValueError(f"{self.query_index=} is no place among {self.sequence_len} tokens")
+
+    @property
+    def query_place(self) -> int:
+        """The place of the query among the tokens, counted from the oldest."""
+        return self.query_index % self._length
+
+    @property
+    def _remembers_queries(self) -> bool:
+        return self.query_place < self._length - 1
+
+    def output_spec(self, x: Any) -> Spec:
+        return self._require_tokens(x, space=0)
+
+    def clip(self, x: Any, train: bool = False) -> Array:
+        if self.single_output_forward:
+            return super().clip(x, train)
+        tokens = map_streams(lambda stream: jnp.moveaxis(stream, 2, 1), x)
+        return jnp.moveaxis(self._attention(*self._projected(tokens), train), 1, 2)
+
+    def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
+        first, outputs = self.query_place, query.shape[1] - self._length + 1
+        query = query[:, first : first + outputs, None]
+        key, value = (windows(tokens, self._length) for tokens in (key, value))
+        return jnp.moveaxis(self._attention(query, key, value, train)[:, :, 0], 1, 2)
+
+    def _answer(self, rings: State, query: Array, count: Array | int, train: bool) -> Array:
+        if self._remembers_queries:
+            held = self._length - 1 - self.query_place
+            query = read(rings["query"], (count - held) % self._length)
+        return self._attention(query[:, None], rings["key"], rings["value"], train)[:, 0]
+
+
+class RetroactiveMultiheadAttention(_StreamAttention):
+    """Attention of the last ``sequence_len`` tokens among each other, all of them in every step.
+
+    Queries, keys and values of the last tokens are kept, so that a step projects one token. What
+    the earlier ones find is computed from these anew: of a step's cost that is little beside the
+    layers behind, which see all tokens. (``continual`` corrects the sums of the step before by the
+    token that came and the one that went. That loses precision, the more the larger logits are.)
+
+    Source: ``continual.RetroactiveMultiheadAttention``, with the weights of
+    ``torch.nn.MultiheadAttention``; Hedegaard et al., "Continual Transformers: Redundancy-Free
+    Attention for Online Inference", ICLR 2023, https://arxiv.org/abs/2201.06268.
+
+    Example::
+
+        mha = co.RetroactiveMultiheadAttention(embed_dim=32, num_heads=4, sequence_len=8)
+        variables = mha.init(jax.random.key(0), method="declare")
+        y = mha.apply(variables, jnp.ones((1, 32, 10)))
+        assert y.shape == (1, 32, 3, 8)  # the 8 tokens of each of 3 windows
+
+    Attributes:
+      embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, param_dtype,
+        sequence_len: as of :class:`SingleOutputMultiheadAttention`.
+
+    Shapes:
+      clip ``(B, embed_dim, T)`` to ``(B, embed_dim, T - sequence_len + 1, sequence_len)``; step
+      ``(B, embed_dim)`` to ``(B, embed_dim, sequence_len)``, oldest first; or three of these:
+      queries, keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``query``, ``key``,
+      ``value`` ``(B, sequence_len, num_heads, embed_dim / num_heads)``, ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, for arguments that do not go together.
+      InputError: for an input of another rank, channel count or a dtype that is not floating.
+    """
+
+    _remembers_queries = True
+
+    def output_spec(self, x: Any) -> Spec:
+        query = self._require_tokens(x, space=0)
+        return Spec((*query.shape, self._length), query.dtype)
+
+    def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
+        query, key, value = (windows(tokens, self._length) for tokens in (query, key, value))
+        return jnp.moveaxis(self._attention(query, key, value, train), -1, 1)
+
+    def _answer(self, rings: State, query: Array, count: Array | int, train: bool) -> Array:
+        queries = unrolled(rings["query"], count + 1)
+        y = self._attention(queries, rings["key"], rings["value"], train)
+        return jnp.swapaxes(y, 1, 2)
+
+
+class WindowMultiheadAttention(_MultiheadAttention):
+    """Attention of the tokens of a window, which come all at once, the last axis of every step.
+
+    It stands behind :class:`RetroactiveMultiheadAttention`, or works over any spatial axis.
+
+    Source: ``torch.nn.MultiheadAttention``.
+
+    Example::
+
+        mha = co.WindowMultiheadAttention(embed_dim=32, num_heads=4)
+        variables = mha.init(jax.random.key(0), method="declare")
+        assert mha.apply(variables, jnp.ones((1, 32, 5, 8))).shape == (1, 32, 5, 8)
+
+    Attributes:
+      embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, param_dtype: as
+        of :class:`SingleOutputMultiheadAttention`.
+      query_index: the one token that attends; None for all.
+
+    Shapes:
+      clip ``(B, embed_dim, T, N)`` and step ``(B, embed_dim, N)``, kept, without ``N`` where one
+      token attends; or three of these: queries, keys ``(B, kdim, T, N)`` and values.
+
+    Raises:
+      ValueError: at construction, for arguments that do not go together.
+      InputError: for an input of another rank, channel count or a dtype that is not floating.
+    """
+
+    query_index: int | None = None
+
+    def output_spec(self, x: Any) -> Spec:
+        query = self._require_tokens(x, space=1)
+        if self.query_index is None:
+            return query
+        tokens = query.shape[2]
+        if not -tokens <= self.query_index < tokens:
+            raise InputError(f"query_index={self.query_index} is no place among {tokens} tokens")
+        return Spec(query.shape[:2], query.dtype)
+
+    def clip(self, x: Any, train: bool = False) -> Array:
+        tokens = map_streams(lambda stream: jnp.moveaxis(stream, 1, -1), x)  # (B, T, N, C)
+        query, key, value = self._projected(tokens)
+        if self.query_index is None:
+            return jnp.moveaxis(self._attention(query, key, value, train), -1, 1)
+        query = query[:, :, self.query_index, None]
+        return jnp.moveaxis(self._attention(query, key, value, train)[:, :, 0], -1, 1)
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        x = map_streams(lambda each: jnp.expand_dims(each.clean(), 2), signal)
+        return met(flat_streams(signal), jnp.squeeze(self.clip(x, train), 2)), state
+
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        x = map_streams(lambda each: each.clean(), chunk)
+        return met(flat_streams(chunk), self.clip(x)), state
