@@ -32,6 +32,7 @@ from cojax.layers.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from cojax.layers.recurrent import GRU, LSTM, RNN
 from cojax.layers.shape import Reshape
 from cojax.module import CoModule
 from cojax.streaming.files import StateFileError
@@ -41,6 +42,9 @@ from cojax.timing import Timing
 __version__ = "0.1.0"
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
     "AdaptiveMaxPool2d",
