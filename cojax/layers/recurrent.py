@@ -26,8 +26,8 @@ Memory = tuple[Array, ...]
 class _Recurrent(CoModule):
     """Layers of one kind of cell, one above another; a subclass says what its cell computes.
 
-    It also declares the fields ``bias``, ``dropout`` and ``param_dtype``, which every constructor
-    of torch has in a place of its own.
+    It also declares the fields ``bias``, ``dropout`` and ``param_dtype``, whose places differ from
+    one constructor of torch to the next.
     """
 
     gates: ClassVar[int]
@@ -239,7 +239,8 @@ def _affine(weights: Weights, name: str, x: Array) -> Array:
 class RNN(_Recurrent):
     """Elman's recurrent layers: ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``.
 
-    One way in time alone, from the first step to the last, as a stream comes.
+    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
+    field is declared as 1.
 
     Source: ``torch.nn.RNN``; Elman, "Finding structure in time", 1990. Here ``forward`` gives the
     output alone, so that the layer stands among others; see :meth:`__call__`.
@@ -289,7 +290,8 @@ class LSTM(_Recurrent):
         c' = f * c + i * g
         h' = o * tanh(c')        # W_hr (o * tanh(c')), with proj_size
 
-    One way in time alone, from the first step to the last, as a stream comes.
+    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
+    field is declared as 1.
 
     Source: ``torch.nn.LSTM``; Hochreiter and Schmidhuber, 1997; projections: Sak et al., 2014,
     https://arxiv.org/abs/1402.1128. Here ``forward`` gives the output alone, so that the layer
@@ -365,7 +367,8 @@ class GRU(_Recurrent):
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
 
-    One way in time alone, from the first step to the last, as a stream comes.
+    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
+    field is declared as 1.
 
     Source: ``torch.nn.GRU``; Cho et al., 2014, https://arxiv.org/abs/1406.1078. Here ``forward``
     gives the output alone, so that the layer stands among others.
