@@ -391,6 +391,51 @@ def _(net: co.Dropout, options: Options) -> nn.Module:
     return nn.Dropout(net.p)
 
 
+# Recurrent layers.
+
+_RECURRENT = (co.RNN, co.LSTM, co.GRU)
+
+
+def _recurrent_arguments(net: Any) -> dict[str, Any]:
+    names = ["input_size", "hidden_size", "num_layers", "bias", "dropout"]
+    names += {co.RNN: ["nonlinearity"], co.LSTM: ["proj_size"], co.GRU: []}[type(net)]
+    return {name: getattr(net, name) for name in names}
+
+
+@_only(_continual, *_RECURRENT)
+def _(net: Any, options: Options) -> nn.Module:
+    return getattr(continual, type(net).__name__)(**_recurrent_arguments(net))
+
+
+class _OutputAlone:
+    """Takes and gives clips ``(B, C, T)``, and keeps the hidden state to itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        output, _ = super().forward(x.swapaxes(1, 2))  # type: ignore[misc]
+        return output.swapaxes(1, 2)
+
+
+class _RNN(_OutputAlone, nn.RNN):
+    pass
+
+
+class _LSTM(_OutputAlone, nn.LSTM):
+    pass
+
+
+class _GRU(_OutputAlone, nn.GRU):
+    pass
+
+
+@_only(_torch, *_RECURRENT)
+def _(net: Any, options: Options) -> nn.Module:
+    layer = dict(zip(_RECURRENT, (_RNN, _LSTM, _GRU), strict=True))[type(net)]
+    return layer(**_recurrent_arguments(net), batch_first=True)
+
+
+# Functions and constants.
+
+
 class _Function(nn.Module):
     """A function as a module, of one clip or of a sequence of them."""
 

@@ -77,6 +77,7 @@ from cojax.layers.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from cojax.layers.recurrent import GRU, LSTM, RNN
 from cojax.layers.shape import Reshape
 from cojax.module import CoModule
 from cojax.streaming.files import StateFileError
@@ -90,6 +91,9 @@ __all__ = [
     "ELU",
     "GELU",
     "GLU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",

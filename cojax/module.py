@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen.kw_only_dataclasses import field
 from jax import Array
 
@@ -180,6 +181,8 @@ class CoModule(nn.Module):
         Raises:
           InputError: if the clip does not fit the network or is too short for it.
         """
+        if not isinstance(train, bool | np.bool_):
+            raise InputError(f"train must be a bool, known while tracing, got {train!r}")
         if any(isinstance(clip, Frame) for clip in flat_streams(x)):
             raise InputError("forward takes clips; Frames are for forward_step and forward_steps")
         x = map_streams(jnp.asarray, x)

@@ -63,11 +63,12 @@ def random_variables(net: co.CoModule, seed: int, dtype: type = np.float32) -> d
 def shows_its_field(net: co.CoModule) -> bool:
     """Whether the Jacobian of one output of a clip shows the whole of the receptive field.
 
-    A maximum may never take the ends of its field, and a Conditional never the longer branch.
+    A maximum may never take the ends of its field, and a Conditional never the longer branch. A
+    recurrent layer sees beyond its own.
     """
     modules = [module for _, module in walk(net)]
     return not any(
-        isinstance(module, co.MaxPool1d | co.MaxPool2d)
+        isinstance(module, co.MaxPool1d | co.MaxPool2d | co.RNN | co.LSTM | co.GRU)
         or getattr(module, "reduce", None) == "max"
         or (isinstance(module, co.Conditional) and _branches_differ(module))
         for module in modules
@@ -144,6 +145,8 @@ class _Draw:
             self.pool,
             self.held,
         ]
+        if not self.space:
+            kinds.append(self.recurrent)
         if depth:
             kinds += [self.broadcast_reduce, self.broadcast_reduce, self.streams]
             kinds += [self.residual, self.nested, self.conditional]
@@ -234,6 +237,11 @@ class _Draw:
         crops = (self.number(0, 3), self.number(0, steps))
         shrink = self.pick(True, "lagging", crops)
         return co.Delay(steps, auto_shrink=shrink), channels
+
+    def recurrent(self, channels: int, depth: int) -> tuple[co.CoModule, int]:
+        hidden = self.channels()
+        kind = self.pick(co.RNN, co.LSTM, co.GRU)
+        return kind(channels, hidden, num_layers=self.number(1, 2), bias=self.chance(0.8)), hidden
 
     # Blocks of branches.
 

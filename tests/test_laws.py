@@ -102,6 +102,14 @@ LAYERS = {
     "multiply": (lambda: co.Multiply(jnp.arange(3.0)[:, None] - 5), (2, 3, 4)),
 }
 
+RECURRENT = {
+    "rnn": (lambda: co.RNN(3, 4), (2, 3, 7)),
+    "rnn relu, unbiased": (lambda: co.RNN(3, 4, 2, "relu", bias=False), (2, 3, 7)),
+    "lstm": (lambda: co.LSTM(3, 4, 2), (2, 3, 7)),
+    "lstm projected": (lambda: co.LSTM(3, 5, 2, dropout=0.5, proj_size=2), (2, 3, 7)),
+    "gru": (lambda: co.GRU(3, 4, 2), (2, 3, 7)),
+}
+
 COMBINATORS = {
     "sequential": (
         lambda: co.Sequential(
@@ -199,6 +207,16 @@ COMBINATORS = {
         ),
         (2, 2, 8),
     ),
+    "recurrent between convolutions": (
+        lambda: co.Sequential(
+            co.Conv1d(2, 3, 3, stride=2, padding=1), co.LSTM(3, 4), co.Conv1d(4, 2, 3, padding=1)
+        ),
+        (2, 2, 13),
+    ),
+    "recurrent beside a convolution": (
+        lambda: co.BroadcastReduce(co.GRU(2, 3), co.Conv1d(2, 3, 5, padding=2)),
+        (2, 2, 10),
+    ),
     "residual": (lambda: co.Residual(co.Conv1d(3, 3, 3, padding=1)), (2, 3, 8)),
     "residual centered": (
         lambda: co.Residual(co.Conv1d(3, 3, 5), residual_shrink=True),
@@ -269,12 +287,15 @@ def quick_compilation():
 
 
 # What the Jacobian does not show: a predicate sees steps without a gradient, and streams that cross
-# in a dispatch make the declared field, which takes the longest at every stage, an upper bound.
+# in a dispatch make the declared field, which takes the longest at every stage, an upper bound. The
+# output of a recurrent layer sees all that came before.
 NO_FIELD = {
     "conditional on data",
     "conditional by row",
     "conditional by row, strided",
     "dispatch",
+    "recurrent between convolutions",
+    "recurrent beside a convolution",
 }
 
 
@@ -282,6 +303,12 @@ NO_FIELD = {
 def test_layers_keep_the_laws(name):
     build, shape = LAYERS[name]
     check_laws(build(), clip_of(shape), rows=name != "reshape")
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_layers_keep_the_laws(name):
+    build, shape = RECURRENT[name]
+    check_laws(build(), clip_of(shape), receptive_field=False)
 
 
 @pytest.mark.parametrize("name", COMBINATORS)

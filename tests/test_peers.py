@@ -157,6 +157,26 @@ AGREED = {
     "constant": Case(lambda: co.Constant(3.0), (2, 3, 4)),
     "zero": Case(lambda: co.Zero(), (2, 3, 4)),
     "one": Case(lambda: co.One(), (2, 3, 4)),
+    "rnn": Case(lambda: co.RNN(3, 4), (2, 3, 7)),
+    "rnn relu, unbiased": Case(lambda: co.RNN(3, 4, 3, "relu", bias=False), (2, 3, 7)),
+    "lstm": Case(lambda: co.LSTM(3, 4), (2, 3, 7)),
+    "lstm unbiased": Case(lambda: co.LSTM(3, 4, 2, bias=False, dropout=0.5), (2, 3, 7)),
+    "lstm projected": Case(lambda: co.LSTM(3, 5, 3, proj_size=2), (2, 3, 7)),
+    "gru": Case(lambda: co.GRU(3, 4), (2, 3, 7)),
+    "gru unbiased": Case(lambda: co.GRU(3, 4, 2, bias=False), (2, 3, 7)),
+    "recurrent between convolutions": Case(
+        lambda: co.Sequential(
+            co.Conv1d(3, 4, 3, stride=2, padding=1),
+            co.LSTM(4, 5, 2),
+            co.RNN(5, 4),
+            co.Conv1d(4, 2, 3, padding=1),
+        ),
+        (2, 3, 13),
+    ),
+    "recurrent beside a convolution": Case(
+        lambda: co.BroadcastReduce(co.GRU(2, 3), co.Conv1d(2, 3, 5, padding=2)), (2, 2, 10)
+    ),
+    "recurrent residual": Case(lambda: co.Residual(co.LSTM(3, 3)), (2, 3, 7)),
     "sequential": Case(
         lambda: co.Sequential(
             co.Conv1d(3, 4, 3, padding=1), co.BatchNorm1d(4), co.ReLU(), co.AvgPool1d(2)
@@ -344,6 +364,11 @@ FAULTS = {
         (2, 2, 9),
         wrong=(PAD_END, FUNCTIONAL),
     ),
+    "conditional, recurrent": Case(
+        lambda: co.Conditional(lambda module, x, train: not train, co.RNN(3, 3), co.LSTM(3, 3)),
+        (2, 3, 8),
+        wrong=(FUNCTIONAL,),
+    ),
     # A dilated pool declares a field of d * k; its ring wraps at k, and forward of an average
     # knows no dilation.
     "avgpool1d dilated": Case(
@@ -420,6 +445,11 @@ FAULTS = {
     # A flush leaves the layers behind the first in the state of after it.
     "two convolutions": Case(
         lambda: co.Sequential(co.Conv1d(2, 3, 3, padding=1), co.Conv1d(3, 2, 3, padding=1)),
+        (2, 2, 12),
+        wrong=(RESUMED,),
+    ),
+    "recurrent behind a convolution": Case(
+        lambda: co.Sequential(co.Conv1d(2, 3, 3, padding=1), co.GRU(3, 4)),
         (2, 2, 12),
         wrong=(RESUMED,),
     ),
@@ -505,7 +535,9 @@ class Theirs:
     def run(self, mode: str) -> Outputs:
         peer, x, steps = self.build(), self.x, self.x.shape[2]
         if mode == FORWARD:
-            return [streams(peer.forward(x))]
+            y = peer.forward(x)
+            # On its own, a recurrent layer returns its hidden state too.
+            return [streams(y[0] if isinstance(peer, nn.RNNBase) else y)]
         if mode == STEP:
             return [streams(peer.forward_step(x_t)) for x_t in x.unbind(2)]
         if mode == FUNCTIONAL:

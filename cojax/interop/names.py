@@ -12,6 +12,7 @@ from cojax.layers.activation import PReLU
 from cojax.layers.conv import _Conv
 from cojax.layers.linear import Linear
 from cojax.layers.norm import GroupNorm, LayerNorm, _RunningNorm
+from cojax.layers.recurrent import _Recurrent
 from cojax.module import CoModule
 
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -41,10 +42,28 @@ _OUT_IN_FIRST = Leaf(
 _BIAS = Leaf("params", "bias", "bias")
 _SCALE = Leaf("params", "scale", "weight")
 
-# The variables of the layers that have any, in torch's order.
-_LEAVES: dict[type[CoModule], tuple[Leaf, ...]] = {
+
+def _recurrent(module: _Recurrent) -> tuple[Leaf, ...]:
+    """Those of each layer in turn."""
+    return tuple(
+        like._replace(name=f"{like.name}_{part}_l{k}", torch_name=f"{like.torch_name}_{part}_l{k}")
+        for k in range(module.num_layers)
+        for like, part in (
+            (_OUT_IN_FIRST, "ih"),
+            (_OUT_IN_FIRST, "hh"),
+            (_BIAS, "ih"),
+            (_BIAS, "hh"),
+            (_OUT_IN_FIRST, "hr"),
+        )
+    )
+
+
+# The variables of the layers that have any, in torch's order; by a function where they depend on
+# the module.
+_LEAVES: dict[type[CoModule], tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...]]] = {
     _Conv: (_OUT_IN_FIRST, _BIAS),
     Linear: (_OUT_IN_FIRST, _BIAS),
+    _Recurrent: _recurrent,
     PReLU: (Leaf("params", "negative_slope", "weight"),),
     GroupNorm: (_SCALE, _BIAS),
     LayerNorm: (_SCALE, _BIAS),
@@ -110,7 +129,7 @@ def _entries(
 ) -> Iterator[Entry]:
     for kind, leaves in _LEAVES.items():
         if isinstance(module, kind):
-            for leaf in leaves:
+            for leaf in leaves(module) if callable(leaves) else leaves:
                 place = (leaf.collection, *path, leaf.name)
                 spec = _at(specs, place)
                 if spec is not None:

@@ -237,8 +237,8 @@ class SingleOutputMultiheadAttention(_StreamAttention):
       add_bias_kv: whether a learnt token is added to keys and values.
       add_zero_attn: whether a token of zeros is added to keys and values.
       kdim, vdim: the channels of keys and of values, where these differ.
-      param_dtype: the dtype of the parameters. Computation is in the dtype of the input, but that of
-        the softmax in float32 at least.
+      param_dtype: the dtype of the parameters. Computation is in the dtype of the input, except for
+        the softmax, in float32 at least.
       sequence_len: the tokens that are attended over.
       query_index: the token that attends, by its place among them; -1 is the newest.
       single_output_forward: whether ``forward`` answers like the steps, with an output for every

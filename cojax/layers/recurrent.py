@@ -1,0 +1,409 @@
+"""Recurrent layers: what they remember of a stream is a hidden state."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike, DTypeLike
+
+from cojax.errors import InputError
+from cojax.frames import Frame, Signal, Spec, State, select, spec_of, without_time
+from cojax.layers.arguments import one_of
+from cojax.layers.dropout import Dropout
+from cojax.layers.initializers import fan_in_uniform
+from cojax.module import CoModule, require_step
+
+Weights = dict[str, Array]
+# What a layer remembers from step to step, its hidden state first.
+Memory = tuple[Array, ...]
+
+
+class _Recurrent(CoModule):
+    """Layers of one kind of cell, one above another; a subclass says what its cell computes.
+
+    It also declares the fields ``bias``, ``dropout`` and ``param_dtype``, whose places differ from
+    one constructor of torch to the next.
+    """
+
+    gates: ClassVar[int]
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "hidden_size", "num_layers"):
+            size = getattr(self, name)
+            if not isinstance(size, int | np.integer) or size < 1:
+                raise ValueError(f"{name}={size!r} must be positive and whole")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"{self.dropout=} must be a probability")
+        super().__post_init__()
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """What each layer remembers, and the size of it; its output, the hidden state, first."""
+        return {"hidden": self.hidden_size}
+
+    @nn.nowrap
+    def _cell(self, x: Array, h: Array, memory: Memory) -> Memory:
+        """What is remembered after one step, the hidden state not yet projected.
+
+        Args:
+          x: what the gates get from the input, ``(B, gates * hidden_size)``.
+          h: what they get from the hidden state, of the same shape.
+          memory: what was remembered before.
+        """
+        raise NotImplementedError
+
+    def setup(self) -> None:
+        self.weights = [self._weights(layer) for layer in range(self.num_layers)]
+        self.between = Dropout(self.dropout)
+
+    def _weights(self, layer: int) -> Weights:
+        gates, output = self.gates * self.hidden_size, self._sizes["hidden"]
+        shapes: dict[str, tuple[int, ...]] = {
+            "kernel_ih": (output if layer else self.input_size, gates),
+            "kernel_hh": (output, gates),
+        }
+        if self.bias:
+            shapes |= {"bias_ih": (gates,), "bias_hh": (gates,)}
+        if output != self.hidden_size:
+            shapes["kernel_hr"] = (self.hidden_size, output)
+        uniform = fan_in_uniform(self.hidden_size)
+        return {
+            name: self.param(f"{name}_l{layer}", uniform, shape, self.param_dtype)
+            for name, shape in shapes.items()
+        }
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, 0, self.input_size)
+        return Spec((x.shape[0], self._sizes["hidden"]), x.dtype)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        y, _ = self._over_time(x, self.fresh_state(without_time(spec_of(x))), train)
+        return y
+
+    def fresh_state(self, x: Spec) -> State:
+        return {
+            name: jnp.zeros((x.shape[0], self.num_layers, size), x.dtype)
+            for name, size in self._sizes.items()
+        }
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        y, after = self._layers(_once, signal.clean(), state, train)
+        after = {name: select(signal.valid, after[name], state[name]) for name in after}
+        return signal.becomes(y), after
+
+    def _over_time(self, x: Array, state: State, train: bool) -> tuple[Array, State]:
+        if x.shape[2] < 1:
+            raise InputError(self._too_short(x.shape[2]))
+        y, state = self._layers(lax.scan, jnp.moveaxis(x, 2, 0), state, train)
+        return jnp.moveaxis(y, 0, 2), state
+
+    def _layers(
+        self, run: Callable[..., tuple[Memory, Array]], x: Array, state: State, train: bool
+    ) -> tuple[Array, State]:
+        """The layers, each over all its input: ``(T, B, C)`` with ``lax.scan``, or ``(B, C)``."""
+        memories = []
+        for layer, weights in enumerate(self.weights):
+            weights = {name: weight.astype(x.dtype) for name, weight in weights.items()}
+            memory = tuple(state[name][:, layer] for name in self._sizes)
+            # What the input says needs no memory: one product serves all steps.
+            memory, x = run(partial(self._advance, weights), memory, _affine(weights, "ih", x))
+            memories.append(memory)
+            if layer + 1 < self.num_layers:
+                x = self.between.clip(x, train=train)
+        stacked = (jnp.stack(each, axis=1) for each in zip(*memories, strict=True))
+        return x, dict(zip(self._sizes, stacked, strict=True))
+
+    @nn.nowrap
+    def _advance(self, weights: Weights, memory: Memory, x: Array) -> tuple[Memory, Array]:
+        """One step of one layer."""
+        hidden, *others = self._cell(x, _affine(weights, "hh", memory[0]), memory)
+        if "kernel_hr" in weights:
+            hidden = hidden @ weights["kernel_hr"]
+        return (hidden, *others), hidden
+
+    # The hidden state, as torch lays it out.
+
+    def __call__(
+        self, *inputs: Any, hx: Any = None, return_hidden: bool = False, **arguments: Any
+    ) -> Any:
+        """What the call mode says; with a hidden state given or asked for, ``forward``.
+
+        Args:
+          *inputs: those of the mode: of ``forward`` a clip ``(B, input_size, T)``.
+          **arguments: those of the mode, such as ``train``.
+          hx: the hidden state to start from, zeros by default: ``h_0`` ``(num_layers, B, H_out)``;
+            for an LSTM ``(h_0, c_0)``.
+          return_hidden: whether the last hidden state is returned too.
+
+        Returns:
+          What the mode returns: of ``forward`` ``(B, H_out, T)``; with ``return_hidden`` a tuple of
+          these and ``h_n``, for an LSTM ``(h_n, c_n)``, shaped like ``hx``.
+
+        Raises:
+          InputError: if the clip does not fit the layer, or the hidden state the clip.
+        """
+        if hx is None and not return_hidden:
+            return super().__call__(*inputs, **arguments)
+        return self._from_hidden(*inputs, hx=hx, return_hidden=return_hidden, **arguments)
+
+    def _from_hidden(self, x: Any, train: bool = False, *, hx: Any, return_hidden: bool) -> Any:
+        if isinstance(x, Frame):
+            raise InputError("forward takes clips; Frames are for forward_step and forward_steps")
+        x = jnp.asarray(x)
+        state = self.init_state(without_time(spec_of(x)))
+        if hx is not None:
+            state = self.initial_state(*(hx if isinstance(hx, tuple | list) else (hx,)))
+            batch, dtype = len(state["hidden"]), state["hidden"].dtype
+            if (batch, dtype) != (len(x), x.dtype):
+                raise InputError(
+                    f"the hidden state is of {dtype}, for a batch of {batch}, but the clip of "
+                    f"{x.dtype}, for a batch of {len(x)}: they must agree"
+                )
+        y, state = self._over_time(x, state, train)
+        return (y, self.hidden(state)) if return_hidden else y
+
+    @nn.nowrap
+    def initial_state(self, *hx: ArrayLike) -> State:
+        """The state of a stream that starts from a hidden state instead of zeros.
+
+        In a network it stands for the state of this layer alone.
+
+        Args:
+          *hx: ``h_0`` ``(num_layers, B, H_out)``, and for an LSTM ``c_0`` ``(num_layers, B,
+            hidden_size)`` too.
+
+        Returns:
+          A state for ``forward_step`` and ``forward_steps``.
+
+        Raises:
+          InputError: for other shapes, unequal batches or dtypes, or a dtype that is not floating.
+        """
+        specs = [spec_of(h) for h in hx]
+        shapes = [spec.shape[:1] + spec.shape[2:] for spec in specs]
+        if (
+            shapes != [(self.num_layers, size) for size in self._sizes.values()]
+            or len({(spec.shape[1], spec.dtype) for spec in specs}) > 1
+            or not jnp.issubdtype(specs[0].dtype, jnp.floating)
+        ):
+            expected = [f"{name} ({self.num_layers}, B, {n})" for name, n in self._sizes.items()]
+            given = [f"{spec.dtype}{list(spec.shape)}" for spec in specs]
+            raise InputError(
+                f"{type(self).__name__} starts from {' and '.join(expected)}, of one batch and one "
+                f"floating dtype; got {' and '.join(given) or 'nothing'}"
+            )
+        arrays = (jnp.swapaxes(jnp.asarray(h), 0, 1) for h in hx)
+        return dict(zip(self._sizes, arrays, strict=True))
+
+    @nn.nowrap
+    def hidden(self, state: State) -> Any:
+        """The hidden state in a stream's state: the inverse of :meth:`initial_state`.
+
+        Args:
+          state: the state of this layer.
+
+        Returns:
+          ``h_n`` ``(num_layers, B, H_out)``; for an LSTM ``(h_n, c_n)``, the latter ``(num_layers,
+          B, hidden_size)``.
+
+        Raises:
+          InputError: for the state of another module.
+        """
+        given = sorted(state) if isinstance(state, Mapping) else type(state).__name__
+        if given != sorted(self._sizes):
+            raise InputError(
+                f"the state of {type(self).__name__} is a dict of {sorted(self._sizes)}, got "
+                f"{given}; from the state of a network, give the part of this layer"
+            )
+        arrays = tuple(jnp.swapaxes(state[name], 0, 1) for name in self._sizes)
+        return arrays if len(arrays) > 1 else arrays[0]
+
+
+def _once(body: Callable[..., Any], memory: Memory, x: Array) -> Any:
+    """What ``lax.scan`` is to many steps, for one."""
+    return body(memory, x)
+
+
+def _affine(weights: Weights, name: str, x: Array) -> Array:
+    y = x @ weights[f"kernel_{name}"]
+    return y + weights[f"bias_{name}"] if f"bias_{name}" in weights else y
+
+
+class RNN(_Recurrent):
+    """Elman's recurrent layers: ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``.
+
+    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
+    field is declared as 1.
+
+    Source: ``torch.nn.RNN``; Elman, "Finding structure in time", 1990. Here ``forward`` gives the
+    output alone, so that the layer stands among others; see :meth:`__call__`.
+
+    Attributes:
+      input_size: the channels of the input.
+      hidden_size: those of the hidden state, and of the output.
+      num_layers: how many layers, each fed by the one below.
+      nonlinearity: "tanh" or "relu".
+      bias: whether there are biases.
+      dropout: the probability of a zero, while training, in what a layer feeds to the one above.
+      param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
+
+    Shapes:
+      clip ``(B, input_size, T)`` to ``(B, hidden_size, T)``; step ``(B, input_size)`` to ``(B,
+      hidden_size)``; state ``hidden`` ``(B, num_layers, hidden_size)``. Parameters of layer ``k``:
+      ``kernel_ih_l{k}`` (in, hidden), ``kernel_hh_l{k}`` (hidden, hidden), ``bias_ih_l{k}``,
+      ``bias_hh_l{k}``.
+
+    Raises:
+      ValueError: at construction, for sizes that are not positive, a dropout that is no
+        probability, or another nonlinearity.
+      InputError: for an input of another rank, channel count or a dtype that is not floating.
+    """
+
+    gates = 1
+
+    nonlinearity: str = "tanh"
+    bias: bool = True
+    dropout: float = 0.0
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        one_of("nonlinearity", self.nonlinearity, ("tanh", "relu"))
+        super().__post_init__()
+
+    @nn.nowrap
+    def _cell(self, x: Array, h: Array, memory: Memory) -> Memory:
+        return (jnp.tanh(x + h) if self.nonlinearity == "tanh" else jax.nn.relu(x + h),)
+
+
+class LSTM(_Recurrent):
+    """Long short-term memory, with a projection of the hidden state where it is asked for::
+
+        i, f, o = sigmoid(W_i* x + b_i* + W_h* h + b_h*)
+        g = tanh(W_ig x + b_ig + W_hg h + b_hg)
+        c' = f * c + i * g
+        h' = o * tanh(c')        # W_hr (o * tanh(c')), with proj_size
+
+    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
+    field is declared as 1.
+
+    Source: ``torch.nn.LSTM``; Hochreiter and Schmidhuber, 1997; projections: Sak et al., 2014,
+    https://arxiv.org/abs/1402.1128. Here ``forward`` gives the output alone, so that the layer
+    stands among others.
+
+    Example::
+
+        lstm = co.LSTM(input_size=10, hidden_size=20, num_layers=2)
+        x = jnp.ones((1, 10, 16))
+        variables = lstm.init(jax.random.key(0), x)
+        h_0 = c_0 = jnp.zeros((2, 1, 20))
+
+        # A clip, from and to a hidden state, as in torch
+        y, (h_n, c_n) = lstm.apply(variables, x, hx=(h_0, c_0), return_hidden=True)
+
+        # The same as a stream
+        state = lstm.initial_state(h_0, c_0)
+        frames, state = lstm.apply(variables, state, x, method="forward_steps")
+        h_n, c_n = lstm.hidden(state)
+
+    Attributes:
+      input_size: the channels of the input.
+      hidden_size: those of the cell state, and of the hidden state where it is not projected.
+      num_layers: how many layers, each fed by the one below.
+      bias: whether there are biases.
+      dropout: the probability of a zero, while training, in what a layer feeds to the one above.
+      proj_size: the channels of the projected hidden state; 0 for no projection.
+      param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
+
+    Shapes:
+      clip ``(B, input_size, T)`` to ``(B, H_out, T)``, where ``H_out`` is ``proj_size`` or else
+      ``hidden_size``; step ``(B, input_size)`` to ``(B, H_out)``; state ``hidden`` ``(B,
+      num_layers, H_out)`` and ``cell`` ``(B, num_layers, hidden_size)``. Parameters of layer ``k``,
+      the gates in the order i, f, g, o: ``kernel_ih_l{k}`` (in, 4 * hidden), ``kernel_hh_l{k}``
+      (H_out, 4 * hidden), ``bias_ih_l{k}``, ``bias_hh_l{k}`` and, with ``proj_size``,
+      ``kernel_hr_l{k}`` (hidden, H_out).
+
+    Raises:
+      ValueError: at construction, for sizes that are not positive, a dropout that is no
+        probability, or a projection that is not below ``hidden_size``.
+      InputError: for an input of another rank, channel count or a dtype that is not floating.
+    """
+
+    gates = 4
+
+    bias: bool = True
+    dropout: float = 0.0
+    proj_size: int = 0
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = isinstance(self.proj_size, int | np.integer)
+        if not whole or not 0 <= self.proj_size < self.hidden_size:
+            raise ValueError(f"{self.proj_size=} must be whole, and below {self.hidden_size=}")
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {"hidden": self.proj_size or self.hidden_size, "cell": self.hidden_size}
+
+    @nn.nowrap
+    def _cell(self, x: Array, h: Array, memory: Memory) -> Memory:
+        _, c = memory
+        i, f, g, o = jnp.split(x + h, 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jax.nn.sigmoid(o) * jnp.tanh(c), c
+
+
+class GRU(_Recurrent):
+    """Gated recurrent units::
+
+        r, z = sigmoid(W_i* x + b_i* + W_h* h + b_h*)
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
+        h' = (1 - z) * n + z * h
+
+    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
+    field is declared as 1.
+
+    Source: ``torch.nn.GRU``; Cho et al., 2014, https://arxiv.org/abs/1406.1078. Here ``forward``
+    gives the output alone, so that the layer stands among others.
+
+    Attributes:
+      input_size: the channels of the input.
+      hidden_size: those of the hidden state, and of the output.
+      num_layers: how many layers, each fed by the one below.
+      bias: whether there are biases.
+      dropout: the probability of a zero, while training, in what a layer feeds to the one above.
+      param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
+
+    Shapes:
+      clip ``(B, input_size, T)`` to ``(B, hidden_size, T)``; step ``(B, input_size)`` to ``(B,
+      hidden_size)``; state ``hidden`` ``(B, num_layers, hidden_size)``. Parameters of layer ``k``,
+      the gates in the order r, z, n: ``kernel_ih_l{k}`` (in, 3 * hidden), ``kernel_hh_l{k}``
+      (hidden, 3 * hidden), ``bias_ih_l{k}``, ``bias_hh_l{k}``.
+
+    Raises:
+      ValueError: at construction, for sizes that are not positive or a dropout that is no
+        probability.
+      InputError: for an input of another rank, channel count or a dtype that is not floating.
+    """
+
+    gates = 3
+
+    bias: bool = True
+    dropout: float = 0.0
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.nowrap
+    def _cell(self, x: Array, h: Array, memory: Memory) -> Memory:
+        (before,) = memory
+        (x_r, x_z, x_n), (h_r, h_z, h_n) = jnp.split(x, 3, axis=-1), jnp.split(h, 3, axis=-1)
+        r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+        n = jnp.tanh(x_n + r * h_n)
+        return ((1 - z) * n + z * before,)
