@@ -5,6 +5,7 @@ network's variables into it, by name and strictly. A layer is taught to both by 
 registered for its type.
 """
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce, singledispatch
@@ -17,6 +18,8 @@ import torch.nn.functional as F  # noqa: N812 - as everywhere in torch
 from torch import Tensor, nn
 
 import cojax as co
+from cojax.layers.activation import _Activation
+from cojax.layers.norm import _BatchNorm, _InstanceNorm
 
 Functions = Mapping[Callable[..., Any], Callable[..., Any]]
 
@@ -352,43 +355,78 @@ def _(net: co.Linear, options: Options) -> nn.Module:
     )
 
 
-class _Linear(nn.Linear):
-    """A linear map of any axis."""
-
-    channel_dim = -1
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.swapaxes(self.channel_dim, -1)).swapaxes(self.channel_dim, -1)
-
-
 @_only(_torch, co.Linear)
 def _(net: co.Linear, options: Options) -> nn.Module:
-    if net.channel_dim == -1:
-        return nn.Linear(net.in_features, net.out_features, net.bias)
-    layer = _Linear(net.in_features, net.out_features, net.bias)
-    layer.channel_dim = net.channel_dim
+    return _along(net, nn.Linear(net.in_features, net.out_features, net.bias))
+
+
+def _along(net: Any, layer: nn.Module) -> nn.Module:
+    """A layer of the last axis, of ``net.channel_dim`` instead."""
+    last = layer.forward
+    if net.channel_dim != -1:
+        layer.forward = lambda x: last(x.swapaxes(net.channel_dim, -1)).swapaxes(
+            net.channel_dim, -1
+        )
     return layer
 
 
-@_both(co.BatchNorm1d, co.BatchNorm2d, co.BatchNorm3d)
+def _in_steps(net: Any, layer: nn.Module) -> nn.Module:
+    """A layer that sees each step by itself, time folded into the batch, where ``net.per_step``."""
+    together = layer.forward
+
+    def forward(x: Tensor) -> Tensor:
+        steps = x.swapaxes(1, 2)
+        y = together(steps.flatten(0, 1))
+        return y.unflatten(0, steps.shape[:2]).swapaxes(1, 2)
+
+    if net.per_step:
+        layer.forward = forward
+    return layer
+
+
+def _namesake(net: co.CoModule, kind: str | None = None) -> nn.Module:
+    """The layer of this name, or another, and these arguments, less those torch has not got."""
+    ours = ("parent", "name", "param_dtype", "negative_slope_init", "channel_dim", "per_step")
+    names = [field.name for field in dataclasses.fields(net) if field.name not in ours]
+    return getattr(nn, kind or type(net).__name__)(**{name: getattr(net, name) for name in names})
+
+
+@_both(_Activation, _BatchNorm, co.Dropout)
+def _(net: co.CoModule, options: Options) -> nn.Module:
+    return _namesake(net)
+
+
+@_only(_continual, co.Dropout1d)
+def _(net: co.Dropout1d, options: Options) -> nn.Module:
+    raise NoPeer("continual does not take in torch's Dropout1d")
+
+
+@_only(_torch, co.GroupNorm)
+def _(net: co.GroupNorm, options: Options) -> nn.Module:
+    return _in_steps(net, _namesake(net))
+
+
+@_only(_torch, co.LayerNorm)
+def _(net: co.LayerNorm, options: Options) -> nn.Module:
+    return _in_steps(net, _along(net, _namesake(net)))
+
+
+@_only(_torch, _InstanceNorm)
 def _(net: Any, options: Options) -> nn.Module:
-    names = ("num_features", "eps", "momentum", "affine", "track_running_stats")
-    return getattr(nn, type(net).__name__)(**{name: getattr(net, name) for name in names})
+    return _in_steps(net, _namesake(net, f"InstanceNorm{net.space + (not net.per_step)}d"))
 
 
-@_both(co.ReLU, co.Sigmoid, co.SiLU)
+@_only(_continual, co.GroupNorm, co.LayerNorm, _InstanceNorm)
 def _(net: Any, options: Options) -> nn.Module:
-    return getattr(nn, type(net).__name__)()
-
-
-@_both(co.Softmax)
-def _(net: co.Softmax, options: Options) -> nn.Module:
-    return nn.Softmax(net.dim)
-
-
-@_both(co.Dropout)
-def _(net: co.Dropout, options: Options) -> nn.Module:
-    return nn.Dropout(net.p)
+    if net.per_step:
+        raise NoPeer(f"continual's norms know no per_step, asked of {type(net).__name__}")
+    if isinstance(net, co.LayerNorm) and net.channel_dim != -1:
+        raise NoPeer(f"torch's LayerNorm knows no channel_dim={net.channel_dim}")
+    if isinstance(net, _InstanceNorm) and not (net.affine and net.track_running_stats):
+        raise NoPeer(
+            f"continual refuses {type(net).__name__} unless affine and with running statistics"
+        )
+    return _namesake(net)
 
 
 # Recurrent layers.

@@ -16,6 +16,39 @@ import numpy as np
 import cojax as co
 from cojax.module import walk
 
+# One of each activation at least, for clips of four channels.
+ACTIVATIONS = (
+    co.Threshold(0.5, 2.0),
+    co.ReLU(),
+    co.RReLU(),
+    co.Hardtanh(-0.5, 3.0),
+    co.ReLU6(),
+    co.Sigmoid(),
+    co.Hardsigmoid(),
+    co.Tanh(),
+    co.SiLU(),
+    co.Hardswish(),
+    co.ELU(1.5),
+    co.CELU(1.5),
+    co.SELU(),
+    co.GLU(dim=1),
+    co.GELU(),
+    co.GELU("tanh"),
+    co.Hardshrink(),
+    co.LeakyReLU(0.2),
+    co.LogSigmoid(),
+    co.Softplus(),
+    co.Softplus(beta=-0.5, threshold=500),
+    co.Softshrink(),
+    co.PReLU(),
+    co.PReLU(4, init=-0.1),
+    co.Softsign(),
+    co.Tanhshrink(),
+    co.Softmin(dim=1),
+    co.Softmax(dim=1),
+    co.LogSoftmax(dim=1),
+)
+
 LONGEST_FIELD = 40
 MOST_MODULES = 14
 FEWEST_OUTPUTS = 4
@@ -162,7 +195,18 @@ class _Draw:
     def local(self, channels: int) -> co.CoModule:
         """A layer without memory that keeps shapes."""
         norm = co.BatchNorm2d if self.space else co.BatchNorm1d
+        instance = co.InstanceNorm2d if self.space else co.InstanceNorm1d
+        # Of two channels that are nearly alike, a small eps would magnify the rounding.
+        beyond_continual = [
+            co.LayerNorm(channels, eps=0.1, channel_dim=1),
+            co.GroupNorm(1, channels, eps=0.1, per_step=True),
+        ]
         return self.pick(
+            *([] if self.for_continual else beyond_continual),
+            instance(channels, affine=True, track_running_stats=True),
+            co.GELU(),
+            co.LeakyReLU(0.2),
+            co.PReLU(channels),
             norm(channels),
             norm(channels, affine=False),
             co.ReLU(),

@@ -8,6 +8,7 @@ import torch
 
 import cojax as co
 from tests.laws import check_laws, clip_of
+from tests.networks import ACTIVATIONS
 
 LAYERS = {
     "conv1d": (lambda: co.Conv1d(3, 4, 3), (2, 3, 8)),
@@ -81,12 +82,40 @@ LAYERS = {
     "batchnorm1d": (lambda: co.BatchNorm1d(3), (2, 3, 4)),
     "batchnorm2d": (lambda: co.BatchNorm2d(3, affine=False), (2, 3, 4, 3)),
     "batchnorm3d": (lambda: co.BatchNorm3d(3, eps=0.1), (2, 3, 4, 2, 2)),
-    "dropout": (lambda: co.Dropout(), (2, 3, 4)),
-    "relu": (lambda: co.ReLU(), (2, 3, 4)),
-    "sigmoid": (lambda: co.Sigmoid(), (2, 3, 4)),
-    "silu": (lambda: co.SiLU(), (2, 3, 4, 2)),
-    "softmax": (lambda: co.Softmax(dim=1), (2, 3, 4)),
+    "norms 1d": (
+        lambda: co.Sequential(
+            co.GroupNorm(2, 6, per_step=True),
+            co.InstanceNorm1d(6, affine=True, track_running_stats=True),
+            co.LayerNorm(6, channel_dim=1),
+        ),
+        (2, 6, 4),
+    ),
+    "norms 2d": (
+        lambda: co.Sequential(
+            co.InstanceNorm2d(3, affine=True, bias=False, per_step=True),
+            co.LayerNorm(5),
+            co.LayerNorm((3, 5), per_step=True),
+        ),
+        (2, 3, 4, 5),
+    ),
+    "norms 3d": (
+        lambda: co.Sequential(
+            co.InstanceNorm3d(4, per_step=True),
+            co.GroupNorm(2, 4, affine=False, per_step=True),
+            co.LayerNorm((2, 3), bias=False),
+        ),
+        (2, 4, 4, 2, 3),
+    ),
+    "dropouts": (
+        lambda: co.Sequential(
+            co.Dropout(), co.Dropout2d(), co.AlphaDropout(), co.FeatureAlphaDropout()
+        ),
+        (2, 3, 4, 2),
+    ),
+    "activations": (lambda: co.BroadcastReduce(*ACTIVATIONS, reduce="concat"), (2, 4, 5)),
+    "softmax2d": (lambda: co.Softmax2d(), (2, 3, 4, 2)),
     "softmax last": (lambda: co.Softmax(dim=-1), (2, 3, 4, 5)),
+    "glu last": (lambda: co.GLU(), (2, 3, 4, 6)),
     "delay": (lambda: co.Delay(3), (2, 3, 8)),
     "delay of 0": (lambda: co.Delay(0), (2, 3, 4)),
     "delay centered": (lambda: co.Delay(2, auto_shrink=True), (2, 3, 10)),

@@ -34,6 +34,20 @@ from tests.laws import clip_of, variables_of
         (lambda: co.Broadcast(0), "must be positive"),
         (lambda: co.AvgPool1d(2, divisor_override=0), "must be positive"),
         (lambda: co.Dropout(1.5), "must be a probability"),
+        (lambda: co.FeatureAlphaDropout(-0.1), "must be a probability"),
+        (lambda: co.RReLU(0.5, 0.1), "must not exceed"),
+        (lambda: co.Hardtanh(1, 1), "must be below"),
+        (lambda: co.CELU(0), "must not be zero"),
+        (lambda: co.Softplus(beta=0), "must not be zero"),
+        (lambda: co.Softshrink(-1), "must not be negative"),
+        (lambda: co.GELU("erf"), "approximate must be one of 'none', 'tanh'"),
+        (lambda: co.PReLU(0), "must be positive"),
+        (lambda: co.GroupNorm(3, 4), "must be a positive multiple of self.num_groups=3"),
+        (lambda: co.InstanceNorm1d(4, per_step=True), r"LayerNorm\(4, channel_dim=1\)"),
+        (lambda: co.LayerNorm(()), "must be a length, or several"),
+        (lambda: co.LayerNorm((2, 0)), "must be a length, or several"),
+        (lambda: co.LayerNorm((2, 3), channel_dim=1), "names one axis of the clip"),
+        (lambda: co.LayerNorm(2, channel_dim=1, per_step=True), "names one axis of the clip"),
         (lambda: co.Reshape(3), "Reshape takes the shape of a step"),
         (lambda: co.Reshape(-1, -1), "at most one -1"),
         (lambda: co.Lambda(), "Lambda needs fn"),
@@ -59,6 +73,18 @@ def test_arguments_that_do_not_fit_are_refused_at_construction(build, words):
         (co.Linear(3, 2, channel_dim=1), (1, 4), "expects 3 features along channel_dim=1"),
         (co.Linear(3, 2, channel_dim=5), (1, 4), "channel_dim=5 is no axis"),
         (co.Softmax(dim=2), (1, 4), "dim of Softmax is the time axis"),
+        (co.LogSoftmax(dim=-1), (1, 4), "dim of LogSoftmax is the time axis"),
+        (co.Softmax2d(), (1, 4), "Softmax2d expects steps"),
+        (co.GLU(), (1, 4), "dim of GLU is the time axis"),
+        (co.GLU(dim=1), (1, 3), "halves the axis dim=1 of the clip, which is odd, 3"),
+        (co.PReLU(3), (1, 4), "3 slopes, one for each channel, and got 4 channels"),
+        (co.Dropout2d(), (1, 4), "Dropout2d expects steps"),
+        (co.GroupNorm(2, 4), (1, 6), "GroupNorm expects 4 channels, got 6"),
+        (co.InstanceNorm3d(4), (1, 4), "InstanceNorm3d expects steps"),
+        (co.LayerNorm(4), (1, 4, 3), r"lengths \(4,\), got clips \(1, 4, time, 3\)"),
+        (co.LayerNorm(4, channel_dim=1), (1, 3), "pass channel_dim=1"),
+        (co.LayerNorm(4, channel_dim=2), (1, 3), "channel_dim of LayerNorm is the time axis"),
+        (co.LayerNorm((2, 3, 4), per_step=True), (3, 4), "got clips"),
         (co.Reshape(1, 5), (1, 4), "cannot be reshaped"),
         (co.BatchNorm2d(3), (1, 3), "BatchNorm2d expects steps"),
         (co.Lambda(lambda x: (x, x)), (1, 3), "must return one array, got a tuple"),
@@ -79,6 +105,14 @@ def test_batch_norm_without_running_statistics_refuses_to_step():
     with pytest.raises(co.InputError, match="track running statistics"):
         norm.apply(variables, {}, x[:, :, 0], method="forward_step")
     norm.apply(variables, {}, x[:, :, 0], train=True, method="forward_step")
+
+
+def test_a_layer_norm_over_time_takes_clips_of_its_length():
+    norm = co.LayerNorm(5)
+    variables = variables_of(norm)
+    assert norm.apply(variables, clip_of((2, 3, 5))).shape == (2, 3, 5)
+    with pytest.raises(co.InputError, match=r"lengths \(5,\), got clips \(2, 3, 7\)"):
+        norm.apply(variables, clip_of((2, 3, 7)))
 
 
 def test_batch_norm_refuses_to_train_on_one_value():
@@ -132,5 +166,10 @@ def test_a_constant_is_not_truncated_to_whole_numbers():
 
 
 def test_torchs_inplace_is_accepted():
-    for net in (co.ReLU(inplace=True), co.SiLU(inplace=True), co.Dropout(0.1, inplace=True)):
+    for net in (
+        *(co.ReLU(inplace=True), co.RReLU(inplace=True), co.ReLU6(True), co.SiLU(inplace=True)),
+        *(co.Hardtanh(inplace=True), co.Hardsigmoid(True), co.Hardswish(True), co.ELU(1.0, True)),
+        *(co.CELU(1.0, True), co.SELU(True), co.LeakyReLU(0.1, True), co.Threshold(0, 1, True)),
+        *(co.Dropout(0.1, inplace=True), co.Dropout1d(0.1, True), co.AlphaDropout(0.1, True)),
+    ):
         assert net.apply({}, jnp.ones((1, 1, 1))).shape == (1, 1, 1)

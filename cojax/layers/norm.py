@@ -137,8 +137,8 @@ class _RunningNorm(CoModule):
         if count < 2:
             raise InputError(
                 f"{type(self).__name__} needs more than one value {self.unit} to take statistics "
-                f"of, got shape {x.shape} (time included); train on larger batches or frames, or "
-                "on clips through forward"
+                f"of, got shape {x.shape} (time included); give it more at once, by clips through "
+                "forward"
             )
         mean, var = _statistics(x, axes)
         if train and self.track_running_stats and not self.is_initializing():
