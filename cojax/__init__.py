@@ -11,6 +11,13 @@ from cojax.combinators.parallel import (
 )
 from cojax.combinators.residual import Residual
 from cojax.combinators.sequential import Sequential
+from cojax.combinators.transformer import (
+    RetroactiveTransformerEncoderLayer,
+    SingleOutputTransformerEncoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+    TransformerEncoderLayerFactory,
+)
 from cojax.errors import InputError
 from cojax.frames import Frame
 from cojax.interop.torch import CheckpointError, load_torch, save_torch, to_torch
@@ -43,9 +50,14 @@ from cojax.layers.activation import (
     Tanhshrink,
     Threshold,
 )
+from cojax.layers.attention import (
+    RetroactiveMultiheadAttention,
+    SingleOutputMultiheadAttention,
+    WindowMultiheadAttention,
+)
 from cojax.layers.closure import Add, Constant, Identity, Lambda, Multiply, One, Zero
 from cojax.layers.conv import Conv1d, Conv2d, Conv3d
-from cojax.layers.delay import Delay, Skip
+from cojax.layers.delay import Delay, Skip, Window
 from cojax.layers.dropout import (
     AlphaDropout,
     Dropout,
@@ -77,6 +89,7 @@ from cojax.layers.pooling import (
     MaxPool2d,
     MaxPool3d,
 )
+from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import GRU, LSTM, RNN
 from cojax.layers.shape import Reshape
 from cojax.module import CoModule
@@ -150,12 +163,17 @@ __all__ = [
     "RReLU",
     "ReLU",
     "ReLU6",
+    "RecyclingPositionalEncoding",
     "Reduce",
     "Reshape",
     "Residual",
+    "RetroactiveMultiheadAttention",
+    "RetroactiveTransformerEncoderLayer",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "SingleOutputMultiheadAttention",
+    "SingleOutputTransformerEncoderLayer",
     "Skip",
     "Softmax",
     "Softmax2d",
@@ -169,6 +187,11 @@ __all__ = [
     "Tanhshrink",
     "Threshold",
     "Timing",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
+    "TransformerEncoderLayerFactory",
+    "Window",
+    "WindowMultiheadAttention",
     "Zero",
     "call_mode",
     "load_torch",

@@ -89,6 +89,12 @@ def unrolled(ring: Array, count: Array | int) -> Array:
     return jnp.take(ring, (count + jnp.arange(slots)) % slots, axis=1)
 
 
+def windows(frames: Array, steps: int) -> Array:
+    """All windows of consecutive frames: ``(B, T, ...)`` to ``(B, T - steps + 1, steps, ...)``."""
+    places = jnp.arange(frames.shape[1] - steps + 1)[:, None] + jnp.arange(steps)
+    return jnp.take(frames, places, axis=1)
+
+
 def rolled(frames: Array, count: Array | int) -> Array:
     """The ring of these frames, oldest first, given how many were written."""
     slots = frames.shape[1]
@@ -121,7 +127,7 @@ class DelayLine(NamedTuple):
         if isinstance(flow, Chunk):
             after = self.counter.advance_by(state, flow.valid_steps)
             if self.length:
-                frames = newest(self._joined(state, flow), self.length + 1)
+                frames = newest(self.joined(state, flow), self.length + 1)
                 after["ring"] = rolled(frames, after["count"])
             return after
         after = self.counter.advance(state, flow.valid)
@@ -137,12 +143,13 @@ class DelayLine(NamedTuple):
         count, timing = before["count"], Timing(end=held, delay=held)
         if isinstance(flow, Chunk):
             start = self.length + 1 - held
-            frames = self._joined(before, flow)[:, start : start + flow.steps]
+            frames = self.joined(before, flow)[:, start : start + flow.steps]
             return flow.leaves(jnp.moveaxis(frames, 1, 2), flow.emitted(count, timing), timing)
         value = read(after["ring"], (count - held) % (self.length + 1))
         return flow.leaves(value, count >= held, timing)
 
-    def _joined(self, state: State, chunk: Chunk) -> Array:
+    def joined(self, state: State, chunk: Chunk) -> Array:
+        """The ``length + 1`` frames before a chunk, and those of the chunk: ``(B, ..., C, *S)``."""
         frames = jnp.moveaxis(chunk.clean(), 2, 1)
         return join(unrolled(state["ring"], state["count"]), frames, chunk.blank)
 

@@ -8,10 +8,17 @@ import numpy as np
 
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import BroadcastReduce, Parallel
+from cojax.combinators.transformer import TransformerEncoder, TransformerEncoderLayer
 from cojax.layers.activation import PReLU
+from cojax.layers.attention import (
+    RetroactiveMultiheadAttention,
+    WindowMultiheadAttention,
+    _MultiheadAttention,
+)
 from cojax.layers.conv import _Conv
 from cojax.layers.linear import Linear
 from cojax.layers.norm import GroupNorm, LayerNorm, _RunningNorm
+from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import _Recurrent
 from cojax.module import CoModule
 
@@ -58,12 +65,32 @@ def _recurrent(module: _Recurrent) -> tuple[Leaf, ...]:
     )
 
 
+def _attention(module: _MultiheadAttention) -> tuple[Leaf, ...]:
+    """Torch keeps the projections of queries, keys and values in one tensor, where it can."""
+    token: dict[str, Any] = {"from_torch": np.ravel, "to_torch": lambda x: x.reshape(1, 1, -1)}
+    return (
+        *(
+            _OUT_IN_FIRST._replace(name=f"{name}_proj_kernel", torch_name=f"{name}_proj_weight")
+            for name in ("in", "q", "k", "v")
+        ),
+        _BIAS._replace(name="in_proj_bias", torch_name="in_proj_bias"),
+        *(Leaf("params", name, name, **token) for name in ("bias_k", "bias_v")),
+        _OUT_IN_FIRST._replace(name="out_proj_kernel", torch_name="out_proj.weight"),
+        _BIAS._replace(name="out_proj_bias", torch_name="out_proj.bias"),
+    )
+
+
 # The variables of the layers that have any, in torch's order; by a function where they depend on
 # the module.
 _LEAVES: dict[type[CoModule], tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...]]] = {
     _Conv: (_OUT_IN_FIRST, _BIAS),
     Linear: (_OUT_IN_FIRST, _BIAS),
     _Recurrent: _recurrent,
+    _MultiheadAttention: _attention,
+    RecyclingPositionalEncoding: (
+        Leaf("params", "embedding", "pe.weight"),
+        Leaf("constants", "pattern", "pe.pattern"),
+    ),
     PReLU: (Leaf("params", "negative_slope", "weight"),),
     GroupNorm: (_SCALE, _BIAS),
     LayerNorm: (_SCALE, _BIAS),
@@ -143,12 +170,28 @@ def _entries(
 
 
 def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:
-    """The path of a child in ``continual``, which puts a Delay behind it, or before it."""
+    """The path of a child in ``continual``, which delays it, or wraps it otherwise."""
     if isinstance(module, Parallel | BroadcastReduce) and module.shifts()[name]:
         return (name, "0")
     if isinstance(module, Conditional) and module.shifts()[name]:
         return (name, "1")
+    if isinstance(module, TransformerEncoderLayer):
+        return _wrapped_in_encoder(module.layers["self_attn"], name)
+    if isinstance(module, TransformerEncoder) and name == "norm":
+        return (name, "fn")
     return (name,)
+
+
+def _wrapped_in_encoder(attention: CoModule, name: str) -> tuple[str, ...]:
+    """The path of what is in an encoder layer, which ``continual`` makes of containers."""
+    norm = name.startswith("norm")
+    if name == "self_attn":
+        path: tuple[str, ...] = ("0", name)
+    elif isinstance(attention, RetroactiveMultiheadAttention):
+        path = ("1", "fn", name) if norm else ("1", "fn", "_ff_block", "fn", name)
+    else:
+        path = ("1", name, "fn") if norm else ("1", "_ff_block", "1", name)
+    return ("fn", *path) if isinstance(attention, WindowMultiheadAttention) else path
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:

@@ -14,13 +14,13 @@ from jax import Array
 from jax.nn.initializers import glorot_uniform, normal, zeros
 from jax.typing import DTypeLike
 
-from cojax.buffers import Counter, read, ring, rolled, unrolled, write
+from cojax.buffers import Counter, read, ring, rolled, unrolled, windows, write
 from cojax.chunks import join, met, newest
 from cojax.errors import InputError
 from cojax.frames import Spec, State, flat_streams, map_streams
 from cojax.layers.initializers import fan_in_uniform
 from cojax.module import CoModule, require_floating
-from cojax.ops.attention import attended, attention_weights, windows
+from cojax.ops.attention import attended, attention_weights
 from cojax.timing import Axis, Timing, windowed
 
 

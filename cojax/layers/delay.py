@@ -1,18 +1,19 @@
-"""Layers that hold steps back or leave them out."""
+"""Layers that hold steps back, leave them out, or show the last of them."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cojax.buffers import DelayLine
+from cojax.buffers import DelayLine, unrolled, windows
 from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import one_of
 from cojax.module import CoModule
-from cojax.timing import Timing
+from cojax.timing import Axis, Timing, windowed
 
 
 class _Held(CoModule):
@@ -156,3 +157,75 @@ class Skip(_Held):
     @property
     def _crop(self) -> tuple[int, int]:
         return self.steps, 0
+
+
+class Window(CoModule):
+    """Shows the last steps of a stream at once, oldest first, along a further axis.
+
+    So what stands behind sees a window in every step: it is local in time, and may attend over
+    the window, sort it, or take its spectrum.
+
+    Example::
+
+        net = co.Sequential(co.Window(8), co.Lambda(lambda x: jnp.median(x, axis=-1)))
+        assert net.apply({}, jnp.ones((1, 6, 20))).shape == (1, 6, 13)
+
+    Attributes:
+      steps: the steps in a window.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` to ``(B, C, T - steps + 1, *S, steps)``; step ``(B, C, *S)`` to ``(B,
+      C, *S, steps)``; state ``ring`` ``(B, steps, C, *S)`` and ``count`` ``()``.
+
+    Raises:
+      ValueError: at construction, unless ``steps`` is positive.
+    """
+
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int | np.integer) or self.steps < 1:
+            raise ValueError(f"{self.steps=} must be positive and whole")
+        super().__post_init__()
+
+    @property
+    def timing(self) -> Timing:
+        return windowed(Axis(self.steps, 1, 0))
+
+    @property
+    def _line(self) -> DelayLine:
+        return DelayLine.of(self.steps - 1, self.timing)
+
+    def output_spec(self, x: Spec) -> Spec:
+        return Spec((*x.shape, self.steps), x.dtype)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        if self.timing.n_out(x.shape[2]) < 1:
+            raise InputError(self._too_short(x.shape[2]))
+        return self._shown(jnp.moveaxis(x, 2, 1))
+
+    def fresh_state(self, x: Spec) -> State:
+        return self._line.fresh(x)
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        if self.steps == 1:
+            return signal.becomes(signal.value[..., None]), state
+        after = self._line.push(state, signal)
+        count = self._line.counter.of(state)
+        frames = jnp.moveaxis(unrolled(after["ring"], count + 1), 1, -1)
+        emits = self._line.counter.emits(state, self.timing)
+        return signal.leaves(frames, emits, self.timing), after
+
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
+        if self.steps == 1:
+            return chunk.becomes(chunk.value[..., None]), state
+        frames = self._line.joined(state, chunk)[:, 1:]
+        emitted = chunk.emitted(self._line.counter.of(state), self.timing)
+        return chunk.leaves(self._shown(frames), emitted, self.timing), self._line.push(
+            state, chunk
+        )
+
+    def _shown(self, frames: Array) -> Array:
+        """Every window of ``(B, T, C, *S)``: ``(B, C, T', *S, steps)``."""
+        every = jnp.moveaxis(windows(frames, self.steps), 2, -1)
+        return jnp.moveaxis(every, 2, 1)

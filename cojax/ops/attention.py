@@ -27,9 +27,3 @@ def attended(weights: Array, value: Array) -> Array:
     """The weighted sums of values, heads side by side: ``(..., Q, H D)``."""
     out = jnp.einsum("...hqn,...nhd->...qhd", weights.astype(value.dtype), value)
     return out.reshape(*out.shape[:-2], -1)
-
-
-def windows(tokens: Array, size: int) -> Array:
-    """All windows of consecutive tokens: ``(B, T, ...)`` to ``(B, T - size + 1, size, ...)``."""
-    places = jnp.arange(tokens.shape[1] - size + 1)[:, None] + jnp.arange(size)
-    return jnp.take(tokens, places, axis=1)

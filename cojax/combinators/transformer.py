@@ -1,0 +1,364 @@
+"""Transformer encoders that answer a stream of tokens, one at a time."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+from cojax.chunks import is_chunk, met
+from cojax.combinators.sequential import Sequential
+from cojax.container import Container, keep, key, named
+from cojax.errors import located
+from cojax.frames import Spec, State
+from cojax.layers.activation import GELU, ReLU
+from cojax.layers.arguments import one_of
+from cojax.layers.attention import (
+    RetroactiveMultiheadAttention,
+    SingleOutputMultiheadAttention,
+    WindowMultiheadAttention,
+)
+from cojax.layers.closure import Identity, Lambda
+from cojax.layers.delay import Delay, Window
+from cojax.layers.dropout import Dropout
+from cojax.layers.linear import Linear
+from cojax.layers.norm import LayerNorm
+from cojax.module import CoModule, advance
+from cojax.timing import Timing
+
+Activation = str | CoModule | Callable[[Array], Array]
+
+_ACTIVATIONS: dict[str, type[CoModule]] = {"relu": ReLU, "gelu": GELU}
+_TYPES = (
+    "single_output",
+    "single_output_forward",
+    "retroactive",
+    "regular",
+    "regular_single_output",
+)
+
+
+class TransformerEncoderLayer(Container):
+    """Attention, and a network for each token, both with a residual and a norm::
+
+        y = norm1(x + attention(x))       # x + attention(norm1(x)), with norm_first
+        z = norm2(y + network(y))         # y + network(norm2(y)), with norm_first
+        network(y) = linear2(activation(linear1(y)))
+
+    Built by :class:`TransformerEncoderLayerFactory`, :func:`SingleOutputTransformerEncoderLayer`
+    and :func:`RetroactiveTransformerEncoderLayer`, which say what attends to what. Its variables
+    lie where ``torch.nn.TransformerEncoderLayer`` has them.
+
+    Source: ``torch.nn.TransformerEncoderLayer``; Vaswani et al., 2017,
+    https://arxiv.org/abs/1706.03762.
+
+    Attributes:
+      layers: ``residual`` (the tokens that the outputs stand for), ``self_attn``, ``linear1``,
+        ``activation``, ``dropout``, ``linear2``, ``norm1``, ``norm2``, ``dropout1``, ``dropout2``.
+      norm_first: whether norms stand in front of attention and of the network, instead of behind.
+
+    Shapes:
+      those of its attention.
+    """
+
+    norm_first: bool = False
+
+    @property
+    def timing(self) -> Timing:
+        return self.layers["self_attn"].timing
+
+    def output_spec(self, x: Any) -> Spec:
+        with located(key("self_attn")):
+            return self.layers["self_attn"].output_spec(x)
+
+    def fresh_state(self, x: Any) -> State:
+        return keep({name: self.layers[name].fresh_state(x) for name in ("residual", "self_attn")})
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        tokens = self.layers["norm1"].clip(x) if self.norm_first else x
+        with located(key("self_attn")):
+            found = self.layers["self_attn"].clip(tokens, train=train)
+        return self._behind(self.layers["residual"].clip(x), found, train)
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        normed = advance(self.layers["norm1"], {}, signal, train)[0] if self.norm_first else signal
+        flows, states = [], {}
+        for name, flow in (("residual", signal), ("self_attn", normed)):
+            leaving, states[name] = advance(
+                self.layers[name], state.get(key(name), {}), flow, train
+            )
+            flows.append(leaving)
+        residual, found = (flow.clean() for flow in flows)
+        if is_chunk(flows):
+            return met(flows, self._behind(residual, found, train)), keep(states)
+        y = self._behind(jnp.expand_dims(residual, 2), jnp.expand_dims(found, 2), train)
+        return met(flows, jnp.squeeze(y, 2)), keep(states)
+
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        return self.step(state, chunk)
+
+    def _behind(self, residual: Array, found: Array, train: bool) -> Array:
+        """What stands behind the attention, of clips."""
+
+        def run(x: Array, *names: str) -> Array:
+            for name in names:
+                x = self.layers[name].clip(x, train=train)
+            return x
+
+        network = ("linear1", "activation", "dropout", "linear2", "dropout2")
+        y = residual + run(found, "dropout1")
+        if self.norm_first:
+            return y + run(y, "norm2", *network)
+        y = run(y, "norm1")
+        return run(y + run(y, *network), "norm2")
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerEncoderLayerFactory:
+    """The hyper-parameters of encoder layers, and all layers that have them.
+
+    Called with a type of attention, it gives a :class:`TransformerEncoderLayer`:
+
+    * ``"single_output"``: the newest of the last ``sequence_len`` tokens attends to all of them.
+      ``forward`` is ``torch.nn.TransformerEncoderLayer``, in which all tokens of a clip attend.
+    * ``"single_output_forward"``: the same, and ``forward`` answers as the steps do.
+    * ``"retroactive"``: each of the last tokens attends to all, and a step gives all of them.
+    * ``"regular"``: for windows of tokens that come at once, all of which attend to all.
+    * ``"regular_single_output"``: the same, but only the newest attends.
+
+    Source: ``continual.TransformerEncoderLayerFactory``; Vaswani et al., 2017,
+    https://arxiv.org/abs/1706.03762; Hedegaard et al., "Continual Transformers: Redundancy-Free
+    Attention for Online Inference", ICLR 2023, https://arxiv.org/abs/2201.06268.
+
+    Example::
+
+        factory = co.TransformerEncoderLayerFactory(d_model=32, nhead=4, sequence_len=8)
+        encoder = co.TransformerEncoder(factory, num_layers=2)
+
+    Attributes:
+      d_model: the channels of a token.
+      nhead: the heads of attention.
+      dim_feedforward: the channels within the network for each token.
+      dropout: the probability of a zero, in training, within attention and network and behind both.
+      activation: "relu", "gelu", a module, or a function of arrays.
+      layer_norm_eps: added to the variance in norms.
+      norm_first: whether norms stand in front of attention and of the network, instead of behind.
+      bias: whether attention, linear maps and norms have biases.
+      sequence_len: the tokens that attend to each other.
+      attention_bias: whether attention has biases, where that differs.
+      param_dtype: the dtype of the parameters.
+
+    Raises:
+      ValueError: at construction or when called, for arguments that do not go together.
+    """
+
+    d_model: int
+    nhead: int
+    dim_feedforward: int = 2048
+    dropout: float = 0.1
+    activation: Activation = "relu"
+    layer_norm_eps: float = 1e-5
+    norm_first: bool = False
+    bias: bool = True
+    sequence_len: int | None = None
+    attention_bias: bool | None = None
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        if isinstance(self.activation, str):
+            one_of("activation", self.activation, tuple(_ACTIVATIONS))
+
+    def __call__(self, mha_type: str, query_index: int = -1) -> TransformerEncoderLayer:
+        """The encoder layer with this type of attention.
+
+        Args:
+          mha_type: the type, as above.
+          query_index: the token that attends, by its place, where only one does.
+
+        Raises:
+          ValueError: for another type, or arguments that do not go together.
+        """
+        one_of("mha_type", mha_type, _TYPES)
+        if mha_type == "regular":
+            return self._around(self._attention(WindowMultiheadAttention), Identity())
+        if mha_type == "regular_single_output":
+            attention = self._attention(WindowMultiheadAttention, query_index=query_index)
+            newest = Lambda(operator.itemgetter((..., query_index)), takes_time=True)
+            return self._around(attention, newest)
+        if mha_type == "retroactive":
+            return self._around(
+                self._attention(RetroactiveMultiheadAttention, sequence_len=self.sequence_len),
+                Window(self.sequence_len or 1),
+            )
+        answers_as_steps = mha_type == "single_output_forward"
+        single = self._attention(
+            SingleOutputMultiheadAttention,
+            sequence_len=self.sequence_len,
+            query_index=query_index,
+            single_output_forward=answers_as_steps,
+        )
+        # The token that attends came so many steps before the newest.
+        held = single.delay - single.query_place
+        crop = (single.query_place, held) if answers_as_steps else False
+        return self._around(single, Delay(held, auto_shrink=crop))
+
+    def _attention(self, kind: Any, **own: Any) -> Any:
+        bias = self.bias if self.attention_bias is None else self.attention_bias
+        common = {"dropout": self.dropout, "bias": bias, "param_dtype": self.param_dtype}
+        return kind(self.d_model, self.nhead, **common, **own)
+
+    def _around(self, attention: CoModule, residual: CoModule) -> TransformerEncoderLayer:
+        """The layer with this attention, whose outputs stand for the tokens of the residual."""
+        across: dict[str, Any] = {
+            "channel_dim": 1,
+            "bias": self.bias,
+            "param_dtype": self.param_dtype,
+        }
+        children = {
+            "residual": residual,
+            "self_attn": attention,
+            "linear1": Linear(self.d_model, self.dim_feedforward, **across),
+            "activation": _as_module(self.activation),
+            "dropout": Dropout(self.dropout),
+            "linear2": Linear(self.dim_feedforward, self.d_model, **across),
+            "norm1": LayerNorm(self.d_model, self.layer_norm_eps, **across),
+            "norm2": LayerNorm(self.d_model, self.layer_norm_eps, **across),
+            "dropout1": Dropout(self.dropout),
+            "dropout2": Dropout(self.dropout),
+        }
+        return TransformerEncoderLayer(**named([children], None, None), norm_first=self.norm_first)
+
+
+def _as_module(activation: Activation) -> CoModule:
+    if isinstance(activation, str):
+        return _ACTIVATIONS[activation]()
+    return activation if isinstance(activation, CoModule) else Lambda(activation, takes_time=True)
+
+
+def SingleOutputTransformerEncoderLayer(  # noqa: N802 - a module by its name in continual
+    *hyperparameters: Any,
+    single_output_forward: bool = False,
+    query_index: int = -1,
+    **more: Any,
+) -> TransformerEncoderLayer:
+    """An encoder layer for streams in which one token attends to the last ``sequence_len``.
+
+    Source: ``continual.SingleOutputTransformerEncoderLayer``, with the weights of
+    ``torch.nn.TransformerEncoderLayer``.
+
+    Example::
+
+        layer = co.SingleOutputTransformerEncoderLayer(32, 4, sequence_len=8)
+        variables = layer.init(jax.random.key(0), method="declare")
+        frame, state = layer.apply(
+            variables, layer.init_state((1, 32)), jnp.ones((1, 32)), method="forward_step"
+        )
+        assert frame.value.shape == (1, 32)
+
+    Args:
+      *hyperparameters: those of :class:`TransformerEncoderLayerFactory`, by place.
+      single_output_forward: whether ``forward`` answers as the steps do, with an output for every
+        window of the clip. Otherwise all tokens of a clip attend to all and are answered, as in
+        ``torch.nn.TransformerEncoderLayer``.
+      query_index: the token that attends, by its place among the last; -1 is the newest.
+      **more: those of the factory, by name.
+
+    Shapes:
+      clip ``(B, d_model, T)`` to ``(B, d_model, T - sequence_len + 1)`` (``T`` without
+      ``single_output_forward``); step ``(B, d_model)``, kept.
+
+    Raises:
+      ValueError: for arguments that do not go together.
+    """
+    factory = TransformerEncoderLayerFactory(*hyperparameters, **more)
+    return factory(
+        "single_output_forward" if single_output_forward else "single_output", query_index
+    )
+
+
+def RetroactiveTransformerEncoderLayer(  # noqa: N802 - a module by its name in continual
+    *hyperparameters: Any, **more: Any
+) -> TransformerEncoderLayer:
+    """An encoder layer for streams that answers the last ``sequence_len`` tokens in every step.
+
+    Source: ``continual.RetroactiveTransformerEncoderLayer``, with the weights of
+    ``torch.nn.TransformerEncoderLayer``.
+
+    Example::
+
+        layer = co.RetroactiveTransformerEncoderLayer(32, 4, sequence_len=8)
+        variables = layer.init(jax.random.key(0), method="declare")
+        assert layer.apply(variables, jnp.ones((1, 32, 8))).shape == (1, 32, 1, 8)
+
+    Args:
+      *hyperparameters: those of :class:`TransformerEncoderLayerFactory`, by place.
+      **more: the same, by name.
+
+    Shapes:
+      clip ``(B, d_model, T)`` to ``(B, d_model, T - sequence_len + 1, sequence_len)``; step ``(B,
+      d_model)`` to ``(B, d_model, sequence_len)``, oldest first.
+
+    Raises:
+      ValueError: for arguments that do not go together.
+    """
+    return TransformerEncoderLayerFactory(*hyperparameters, **more)("retroactive")
+
+
+class TransformerEncoder(Sequential):
+    """A stack of encoder layers over the last ``sequence_len`` tokens of a stream.
+
+    In every step it gives what ``torch.nn.TransformerEncoder`` gives for the newest of the window.
+    The first of several layers is retroactive, those between see all tokens of the window, and the
+    last answers the newest. So a step costs the first layer's attention, which projects one token,
+    and all of the others: few wide layers gain most from streaming.
+
+    Source: ``continual.TransformerEncoder`` (there of one or two layers), with the weights of
+    ``torch.nn.TransformerEncoder``. ``forward`` answers as the steps do, also with one layer.
+
+    Example::
+
+        factory = co.TransformerEncoderLayerFactory(d_model=32, nhead=4, sequence_len=8)
+        encoder = co.TransformerEncoder(factory, num_layers=3)
+        variables = encoder.init(jax.random.key(0), method="declare")
+        assert encoder.apply(variables, jnp.ones((1, 32, 10))).shape == (1, 32, 3)
+
+    Attributes:
+      layers, order: the stack, named "layers", and the norm, named "norm". Its constructor takes:
+      encoder_layer: a :class:`TransformerEncoderLayerFactory`, or a function that gives a module
+        for each type of attention.
+      num_layers: the number of layers.
+      norm: a module behind the last layer, such as ``co.LayerNorm(d_model, channel_dim=1)``.
+
+    Shapes:
+      clip ``(B, d_model, T)`` to ``(B, d_model, T - sequence_len + 1)``; step ``(B, d_model)``,
+      kept.
+
+    Raises:
+      ValueError: at construction, unless there are layers.
+    """
+
+    def __init__(
+        self,
+        encoder_layer: Callable[[str], CoModule] | None = None,
+        num_layers: int = 1,
+        norm: CoModule | None = None,
+        *,
+        layers: Mapping[str, CoModule] | None = None,
+        order: tuple[str, ...] | None = None,
+        **linen: Any,
+    ):
+        if encoder_layer is None or layers is not None:  # Flax rebuilds it from its fields.
+            super().__init__(layers=layers, order=order, **linen)
+            return
+        if num_layers < 1:
+            raise ValueError(f"{num_layers=} must be positive")
+        types = ["single_output_forward"]
+        if num_layers > 1:
+            types = ["retroactive", *["regular"] * (num_layers - 2), "regular_single_output"]
+        children: dict[str, CoModule] = {"layers": Sequential(*map(encoder_layer, types))}
+        if norm is not None:
+            children["norm"] = norm
+        super().__init__(children, **linen)

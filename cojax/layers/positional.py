@@ -1,0 +1,124 @@
+"""Positional encodings of an endless stream."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.nn.initializers import normal
+from jax.typing import DTypeLike
+
+from cojax.buffers import Counter
+from cojax.chunks import Chunk
+from cojax.frames import Signal, Spec, State
+from cojax.module import CoModule, require_step
+
+
+class RecyclingPositionalEncoding(CoModule):
+    """Adds an encoding of its position to every token; after the last of them the first is used.
+
+    Tokens that are kept and attended over must have encodings of their own: for attention over
+    ``n`` tokens take ``num_embeds >= n``; with ``2 n - 1`` any two in a window keep their distance.
+
+    Source: ``continual.RecyclingPositionalEncoding``; Hedegaard et al., "Continual Transformers:
+    Redundancy-Free Attention for Online Inference", https://arxiv.org/abs/2201.06268. The static
+    encoding is that of Ma et al., "Learning to Iteratively Solve Routing Problems with Dual-Aspect
+    Collaborative Transformer", https://arxiv.org/abs/2110.02544. (In ``continual``, ``forward``
+    goes on from where the call before it ended, and a clip has ``num_embeds`` steps at most; here
+    every clip starts with the first encoding.)
+
+    Example::
+
+        encode = co.RecyclingPositionalEncoding(embed_dim=32, num_embeds=15)
+        variables = encode.init(jax.random.key(0), method="declare")
+        assert encode.apply(variables, jnp.ones((1, 32, 40))).shape == (1, 32, 40)
+
+    Attributes:
+      embed_dim: the channels.
+      num_embeds: the number of encodings.
+      learned: whether encodings are learnt; otherwise they are fixed and cyclic.
+      param_dtype: the dtype of the encodings.
+
+    Shapes:
+      clip ``(B, embed_dim, T)`` and step ``(B, embed_dim)``, kept; state ``count`` ``()``.
+      Variables: ``params`` ``embedding``, or ``constants`` ``pattern``, ``(num_embeds, embed_dim)``.
+
+    Raises:
+      ValueError: at construction, unless there are encodings, and channels enough for fixed ones.
+      InputError: for an input of another rank, channel count or a dtype that is not floating.
+    """
+
+    embed_dim: int
+    num_embeds: int
+    learned: bool = True
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 1 or self.num_embeds < 1:
+            raise ValueError(f"{self.embed_dim=} and {self.num_embeds=} must be positive")
+        if not self.learned and self.embed_dim < 2:
+            raise ValueError(f"fixed encodings need at least two channels, got {self.embed_dim=}")
+        super().__post_init__()
+
+    @property
+    def _counter(self) -> Counter:
+        return Counter(0, self.num_embeds)
+
+    def setup(self) -> None:
+        shape = (self.num_embeds, self.embed_dim)
+        if self.learned:
+            self.encodings = self.param("embedding", normal(1.0), shape, self.param_dtype)
+        else:
+            pattern = self.variable(
+                "constants", "pattern", lambda: jnp.asarray(cyclic_encodings(*shape))
+            )
+            self.encodings = pattern.value.astype(self.param_dtype)
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, 0, self.embed_dim)
+        return x
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        return self._encoded(x, jnp.arange(x.shape[2]))
+
+    def fresh_state(self, x: Spec) -> State:
+        return self._counter.fresh()
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        x = self._encoded(signal.clean()[:, :, None], self._counter.of(state))[:, :, 0]
+        return signal.becomes(x), self._counter.advance(state, signal.valid)
+
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
+        counts = self._counter.of(state) + jnp.arange(chunk.steps) - chunk.blank
+        after = self._counter.advance_by(state, chunk.valid_steps)
+        return chunk.becomes(self._encoded(chunk.clean(), counts)), after
+
+    def _encoded(self, x: Array, counts: Array | int) -> Array:
+        encodings = jnp.atleast_2d(self.encodings[counts % self.num_embeds])
+        return x + encodings.T.astype(x.dtype)
+
+
+@functools.cache
+def cyclic_encodings(num_embeds: int, embed_dim: int) -> np.ndarray:
+    """Fixed encodings ``(num_embeds, embed_dim)`` without a seam between the last and the first.
+
+    Every channel follows a wave of a triangular phase, of periods that grow over the first half of
+    the channels; waves are sampled evenly over whole periods, averaged over five neighbours, and
+    their mean is taken off.
+    """
+    half = embed_dim // 2
+    periods = np.linspace(num_embeds ** (1 / half), num_embeds, half, dtype=int)
+    channels = []
+    for i in range(embed_dim):
+        period = int(periods[min(i // 3 * 3 + 1, half - 1)])
+        whole = -(-num_embeds // period) * period
+        if period >= num_embeds:
+            period = whole = num_embeds
+        fine = np.arange(0, whole + 0.01, 0.01)
+        places = fine[np.linspace(0, len(fine) - 1, num_embeds + 1, dtype=int)[:-1]]
+        shift = 2 * np.pi * (half - i) / half if i > half else 0
+        phase = 2 * np.pi / period * np.abs(places % (2 * period) - period) + shift
+        channels.append(np.cos(phase) if i % 2 else np.sin(phase))
+    waves = np.stack(channels, axis=1).astype(np.float32)
+    neighbours = sum(np.roll(waves, shift, axis=0) for shift in range(-2, 3))
+    return (neighbours / 5 - waves.mean(axis=0)).astype(np.float32)
