@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.errors import InvalidRngError
 
 import cojax as co
 from benchmarks.peers import to_torch_nn
@@ -62,7 +63,7 @@ def test_a_random_slope_is_drawn_for_every_entry_below_zero_and_every_step():
 
 
 def test_random_slopes_need_a_source_of_randomness():
-    with pytest.raises(Exception, match="dropout"):
+    with pytest.raises(InvalidRngError, match="dropout"):
         co.RReLU().apply({}, jnp.ones((1, 1, 1)), train=True)
 
 

@@ -180,3 +180,26 @@ def test_instance_norm_refuses_the_statistics_of_one_value():
         )
     with pytest.raises(ValueError, match="more than 1 spatial element"):
         to_torch_nn(net, variables).train()(as_torch(x))
+
+
+def test_the_variables_of_torch_load():
+    net = co.Sequential(
+        co.GroupNorm(2, 4),
+        co.PReLU(4),
+        co.InstanceNorm1d(4, affine=True, track_running_stats=True),
+        co.LayerNorm(5),
+    )
+    module = torch.nn.Sequential(
+        torch.nn.GroupNorm(2, 4),
+        torch.nn.PReLU(4),
+        torch.nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
+        torch.nn.LayerNorm(5),
+    )
+    x = clip_of((2, 4, 5))
+    module.train()(as_torch(x))
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    y = module.eval()(as_torch(x)).detach()
+    np.testing.assert_allclose(
+        net.apply(co.load_torch(net, module.state_dict()), x), y, **TOLERANCE
+    )

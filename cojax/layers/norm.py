@@ -70,7 +70,10 @@ def _lacks_a_clip(module: CoModule, instead: str) -> InputError:
 
 
 class _RunningNorm(CoModule):
-    """What batch and instance norms share: running statistics, and how they move."""
+    """What batch and instance norms share: running statistics, and how they move.
+
+    Each ``unit`` has its statistics, over the other axes.
+    """
 
     space: ClassVar[int]
     unit: ClassVar[str]
@@ -85,7 +88,7 @@ class _RunningNorm(CoModule):
 
     @nn.nowrap
     def _axes(self, rank: int) -> tuple[int, ...]:
-        """The axes of a clip over which each ``unit`` has its statistics."""
+        """The axes of a clip over which statistics are taken."""
         raise NotImplementedError
 
     @nn.nowrap
