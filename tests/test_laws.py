@@ -116,6 +116,46 @@ LAYERS = {
     "softmax2d": (lambda: co.Softmax2d(), (2, 3, 4, 2)),
     "softmax last": (lambda: co.Softmax(dim=-1), (2, 3, 4, 5)),
     "glu last": (lambda: co.GLU(), (2, 3, 4, 6)),
+    "one token attends": (
+        lambda: co.SingleOutputMultiheadAttention(6, 2, sequence_len=4),
+        (2, 6, 9),
+    ),
+    "an older token attends": (
+        lambda: co.SingleOutputMultiheadAttention(
+            6, 3, bias=False, add_bias_kv=True, add_zero_attn=True, sequence_len=4, query_index=1
+        ),
+        (2, 6, 9),
+    ),
+    "one token alone": (
+        lambda: co.SingleOutputMultiheadAttention(6, 2, sequence_len=1),
+        (2, 6, 4),
+    ),
+    "all tokens attend": (
+        lambda: co.RetroactiveMultiheadAttention(6, 2, sequence_len=4),
+        (2, 6, 9),
+    ),
+    "tokens of a window attend": (
+        lambda: co.WindowMultiheadAttention(6, 2, query_index=-2),
+        (2, 6, 4, 5),
+    ),
+    "encoder layer, an older token": (
+        lambda: co.SingleOutputTransformerEncoderLayer(
+            6, 2, 8, sequence_len=4, single_output_forward=True, query_index=1
+        ),
+        (2, 6, 8),
+    ),
+    "encoder": (
+        lambda: co.TransformerEncoder(
+            co.TransformerEncoderLayerFactory(6, 2, 8, norm_first=True, sequence_len=4),
+            num_layers=3,
+            norm=co.LayerNorm(6, channel_dim=1),
+        ),
+        (2, 6, 7),
+    ),
+    "positions": (lambda: co.RecyclingPositionalEncoding(4, 3), (2, 4, 8)),
+    "fixed positions": (lambda: co.RecyclingPositionalEncoding(4, 5, learned=False), (2, 4, 8)),
+    "window": (lambda: co.Window(3), (2, 3, 8, 2)),
+    "window of one": (lambda: co.Window(1), (2, 3, 4)),
     "delay": (lambda: co.Delay(3), (2, 3, 8)),
     "delay of 0": (lambda: co.Delay(0), (2, 3, 4)),
     "delay centered": (lambda: co.Delay(2, auto_shrink=True), (2, 3, 10)),

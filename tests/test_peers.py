@@ -304,6 +304,24 @@ AGREED = {
     ),
 }
 
+AGREED |= {
+    "attention of one token": Case(
+        lambda: co.SingleOutputMultiheadAttention(6, 2, sequence_len=5), (2, 6, 5)
+    ),
+    "encoder layer": Case(
+        lambda: co.SingleOutputTransformerEncoderLayer(
+            6, 2, 8, layer_norm_eps=0.1, sequence_len=5, single_output_forward=True
+        ),
+        (2, 6, 5),
+    ),
+    "encoder layer, longer clip": Case(
+        lambda: co.SingleOutputTransformerEncoderLayer(6, 2, 8, sequence_len=4),
+        (2, 6, 11),
+    ),
+    "learnt positions": Case(lambda: co.RecyclingPositionalEncoding(6, 9), (2, 6, 8)),
+    "fixed positions": Case(lambda: co.RecyclingPositionalEncoding(6, 9, learned=False), (2, 6, 8)),
+}
+
 # What torch alone can be compared with.
 WITHOUT_CONTINUAL = {
     "conv2d grouped dilated": Case(
@@ -337,6 +355,36 @@ WITHOUT_CONTINUAL = {
     "residual leading and padded": Case(
         lambda: co.Residual(co.Conv1d(3, 3, 6, padding=1), residual_shrink="leading"), (2, 3, 10)
     ),
+}
+
+WITHOUT_CONTINUAL |= {
+    "attention with added tokens": Case(
+        lambda: co.SingleOutputMultiheadAttention(
+            6, 2, add_bias_kv=True, add_zero_attn=True, sequence_len=4
+        ),
+        (2, 6, 9),
+    ),
+    "attention within a window": Case(lambda: co.WindowMultiheadAttention(6, 3), (2, 6, 4, 3)),
+    "attention of one token within a window": Case(
+        lambda: co.WindowMultiheadAttention(6, 3, bias=False, query_index=1), (2, 6, 4, 3)
+    ),
+    "encoder layer with its norms first": Case(
+        lambda: co.RetroactiveTransformerEncoderLayer(
+            6, 2, 8, activation=co.PReLU(), norm_first=True, sequence_len=4
+        ),
+        (2, 6, 7),
+    ),
+    "encoder layer without biases": Case(
+        lambda: co.SingleOutputTransformerEncoderLayer(6, 2, 8, bias=False, sequence_len=4),
+        (2, 6, 7),
+    ),
+    "three encoder layers": Case(
+        lambda: co.TransformerEncoder(
+            co.TransformerEncoderLayerFactory(6, 2, 8, activation=gated, sequence_len=4), 3
+        ),
+        (2, 6, 9),
+    ),
+    "window": Case(lambda: co.Window(3), (2, 3, 7, 2)),
 }
 
 # The faults of continual: in these modes of these networks it is wrong, as torch or the definition
@@ -533,6 +581,59 @@ def thirds(steps: int) -> tuple[int, int]:
     return steps // 4, steps // 4 + steps // 2
 
 
+# Where continual has another meaning: its ``forward`` is over the whole of a clip, however long.
+FAULTS |= {
+    "attention of one token, longer clip": Case(
+        lambda: co.SingleOutputMultiheadAttention(6, 2, bias=False, sequence_len=4),
+        (2, 6, 11),
+        wrong=(FORWARD, DELAY),
+    ),
+    "attention of an older token": Case(
+        lambda: co.SingleOutputMultiheadAttention(6, 2, sequence_len=4, query_index=1),
+        (2, 6, 11),
+        wrong=(FORWARD, DELAY),
+    ),
+    "attention of all tokens": Case(
+        lambda: co.RetroactiveMultiheadAttention(6, 2, sequence_len=4),
+        (2, 6, 11),
+        wrong=(FORWARD,),
+    ),
+    # Of the layers' residuals only that of the newest token is right.
+    "encoder layer, an older token": Case(
+        lambda: co.SingleOutputTransformerEncoderLayer(
+            6, 2, 8, sequence_len=4, query_index=1, single_output_forward=True
+        ),
+        (2, 6, 11),
+        wrong=(FORWARD, PAD_END),
+    ),
+    # The ring of the retroactive residual wraps at delay instead of delay + 1 slots.
+    "two encoder layers": Case(
+        lambda: co.TransformerEncoder(
+            co.TransformerEncoderLayerFactory(6, 2, 8, sequence_len=4), 2
+        ),
+        (2, 6, 13),
+        wrong=(FORWARD, STEP, STEPS, PAD_END, RESTART),
+    ),
+    # "gelu" is taken for relu.
+    "encoder of gelu": Case(
+        lambda: co.TransformerEncoder(
+            co.TransformerEncoderLayerFactory(6, 2, 8, activation="gelu", sequence_len=4), 1
+        ),
+        (2, 6, 6),
+        wrong=(FORWARD, STEP, STEPS, PAD_END, RESTART),
+        peer=lambda: continual.TransformerEncoder(
+            continual.TransformerEncoderLayerFactory(6, 2, 8, activation="gelu", sequence_len=4), 1
+        ),
+    ),
+    # A clip longer than there are encodings is refused.
+    "positions, used again": Case(
+        lambda: co.RecyclingPositionalEncoding(6, 3),
+        (2, 6, 8),
+        wrong=(FORWARD, STEPS, PAD_END, RESTART),
+    ),
+}
+
+
 class Ours:
     """What cojax gives. Clips and frames are numpy's, whose slices need no compilation."""
 
@@ -631,8 +732,8 @@ def due(net: co.CoModule, y: list[np.ndarray], mode: str, steps: int) -> Outputs
 
 
 @torch.no_grad()
-def torch_outputs(net: co.CoModule, variables: Any, x: jax.Array, fill_time: bool) -> Any:
-    peer = to_torch_nn(net, variables, FUNCTIONS, fill_time=fill_time)
+def torch_outputs(net: co.CoModule, variables: Any, x: jax.Array, as_stream: bool) -> Any:
+    peer = to_torch_nn(net, variables, FUNCTIONS, as_stream=as_stream)
     return streams(peer(torch.from_numpy(np.array(x))))
 
 
@@ -641,8 +742,8 @@ def checked_against_torch(
 ) -> Ours:
     """cojax, after all its modes were compared with torch."""
     ours, steps = Ours(net, variables, x), x.shape[2]
-    clip = torch_outputs(net, variables, x, fill_time=False)
-    stream = torch_outputs(net, variables, x, fill_time=True)
+    clip = torch_outputs(net, variables, x, as_stream=False)
+    stream = torch_outputs(net, variables, x, as_stream=True)
     assert_alike([streams(ours.stream)], [stream], "forward_stream and torch")
     for mode in modes:
         y = clip if mode == FORWARD else stream

@@ -40,8 +40,8 @@ class RecyclingPositionalEncoding(CoModule):
       param_dtype: the dtype of the encodings.
 
     Shapes:
-      clip ``(B, embed_dim, T)`` and step ``(B, embed_dim)``, kept; state ``count`` ``()``.
-      Variables: ``params`` ``embedding``, or ``constants`` ``pattern``, ``(num_embeds, embed_dim)``.
+      clip ``(B, embed_dim, T)`` and step ``(B, embed_dim)``, kept; state ``count`` ``()``;
+      variables ``params`` ``embedding`` or ``constants`` ``pattern`` ``(num_embeds, embed_dim)``.
 
     Raises:
       ValueError: at construction, unless there are encodings, and channels enough for fixed ones.
