@@ -50,6 +50,22 @@ class CoModule(nn.Module):
     Subclasses implement :meth:`timing`, :meth:`output_spec`, :meth:`clip`, :meth:`fresh_state` and
     :meth:`step`; the defaults are those of a layer without memory that keeps shapes. Timing and
     state need neither variables nor a bound module.
+
+    Example::
+
+        class Double(co.CoModule):
+            def clip(self, x, train=False):
+                return 2 * x
+
+            def step(self, state, signal, train=False):
+                return signal.becomes(2 * signal.clean()), state
+
+        net = co.Sequential(Double(), co.Delay(1))
+        x = jnp.ones((1, 3, 5))
+        assert net.apply({}, x, method="forward_stream").tolist() == net.apply({}, x).tolist()
+
+    Shapes:
+      clip ``(B, C, T, *S)``; step ``(B, C, *S)``; tuples of them for several streams.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
