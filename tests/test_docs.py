@@ -17,6 +17,7 @@ import cojax as co
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+README = (ROOT / "README.md").read_text()
 PAGES = sorted(page for page in DOCS.glob("*.md") if "```python" in page.read_text())
 
 # Nothing to show: one meets them when they are raised.
@@ -68,11 +69,18 @@ def test_the_examples_of_docstrings_run(name):
         exec(compile(code, name, "exec"), {"co": co, "jax": jax, "jnp": jnp, "np": np})
 
 
+def included(match):
+    """The part of the README that a page includes."""
+    part = rf"\[start:{match[1]}\] -->\n(.*?)<!-- --8<-- \[end:{match[1]}\]"
+    return re.search(part, README, re.DOTALL)[1]
+
+
 @pytest.mark.usefixtures("_quick")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run_one_after_the_other(page):
+    text = re.sub(r'^--8<-- "README.md:([\w-]+)"$', included, page.read_text(), flags=re.MULTILINE)
     names = {"__name__": page.stem}
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(code, page.name, "exec"), names)
 
 
@@ -92,8 +100,8 @@ def test_every_public_name_is_on_one_page_of_the_reference():
 
 
 def test_the_readme_has_the_families_of_the_reference():
-    text = (ROOT / "README.md").read_text()
-    rows = re.search(r"^## Modules$.*?^\|---\|---\|\n(.*?)\n\n", text, re.DOTALL | re.MULTILINE)[1]
+    table = r"^## Modules$.*?^\|---\|---\|\n(.*?)\n\n"
+    rows = re.search(table, README, re.DOTALL | re.MULTILINE)[1]
     cells = [row.strip("| ").split(" | ") for row in rows.splitlines()]
     assert {title: re.findall(r"`(\w+)`", names) for title, names in cells} == families()
 

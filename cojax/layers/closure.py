@@ -34,8 +34,7 @@ class Lambda(TimeLocal):
       takes_time: whether ``fn`` takes clips ``(B, C, T, *S)`` (of length 1 while stepping).
 
     Shapes:
-      clip ``(B, C, T, *S)`` to ``(B', C', T, *S')``; step ``(B, C, *S)`` to ``(B', C', *S')``: as
-      the function has it.
+      clip ``(B, C, T, *S)`` to ``(B', C', T, *S')``; step ``(B, C, *S)`` to ``(B', C', *S')``.
 
     Raises:
       ValueError: at construction, unless there is a function for every mode.
