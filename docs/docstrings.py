@@ -17,7 +17,6 @@ import cojax
 
 # What Flax passes to constructors when it rebuilds a module.
 _PLUMBING = {"layers", "order", "linen"}
-_CODE = r"((?: {4}.*\n?|\n)+)"
 
 
 class Docstrings(griffe.Extension):
@@ -30,9 +29,10 @@ class Docstrings(griffe.Extension):
             cls.decorators.append(griffe.Decorator(dataclass, lineno=None, endlineno=None))
 
     def on_function_instance(self, *, func: griffe.Function, **_: Any) -> None:
-        shown = [each for each in func.parameters if each.name not in _PLUMBING]
-        func.parameters = griffe.Parameters(*shown)
-        for each in shown:
+        if func.name == "__init__":
+            shown = [each for each in func.parameters if each.name not in _PLUMBING]
+            func.parameters = griffe.Parameters(*shown)
+        for each in func.parameters:
             if str(each.annotation) == "Any":
                 each.annotation = None
         if str(func.returns) == "Any":
