@@ -28,6 +28,13 @@ class Frame:
     During warm-up, and between the outputs of a strided network, ``valid`` is False and the value
     is arbitrary.
 
+    Example::
+
+        frame = co.Frame(jnp.ones((1, 3)), jnp.array(False))
+        assert frame.or_none() is None
+        frames = co.Frame(jnp.ones((1, 3, 4)), jnp.array([False, True, False, True]))
+        assert frames.dense().shape == (1, 3, 2)
+
     Attributes:
       value: ``(B, C, *S)`` from a step, ``(B, C, T, *S)`` from many.
       valid: bool, ``()`` from a step, ``(T,)`` from many.

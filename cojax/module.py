@@ -55,6 +55,22 @@ class CoModule(nn.Module):
     :meth:`step`; the defaults are those of a layer without memory that keeps shapes. Timing and
     state need neither variables nor a bound module.
 
+    Example::
+
+        class Double(co.CoModule):
+            def clip(self, x, train=False):
+                return 2 * x
+
+            def step(self, state, signal, train=False):
+                return signal.becomes(2 * signal.clean()), state
+
+        net = co.Sequential(Double(), co.Delay(1))
+        x = jnp.ones((1, 3, 5))
+        assert net.apply({}, x, method="forward_stream").tolist() == net.apply({}, x).tolist()
+
+    Shapes:
+      clip ``(B, C, T, *S)``; step ``(B, C, *S)``; tuples of them for several streams.
+
     Attributes:
       call_mode: the method that ``net.apply(variables, ...)`` runs where none is named: "forward",
         "forward_step", "forward_steps" or "forward_stream". ``net.clone(call_mode="forward_step")``

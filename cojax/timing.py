@@ -35,6 +35,12 @@ class Axis(NamedTuple):
 class Timing(NamedTuple):
     """The temporal properties of a module.
 
+    Example::
+
+        timing = co.Conv1d(1, 1, kernel_size=3, stride=2, padding=1).timing
+        assert timing == co.Timing(receptive_field=3, stride=2, padding=1, end=1, delay=1)
+        assert [t for t in range(6) if timing.emits(t)] == [1, 3, 5]
+
     Attributes:
       receptive_field: input steps that one output sees.
       stride: input steps from one output to the next.

@@ -34,6 +34,16 @@ class Conditional(_Branches):
     Source: ``continual.Conditional``. (There the predicate is not told ``train``, and a step
     returns the state of one branch only.)
 
+    Example::
+
+        def loud(module, x, train):
+            return jnp.abs(x).max(1) > 1  # a choice for each row
+
+        net = co.Conditional(loud, co.Multiply(0.5))
+        x = jnp.array([[3.0], [0.5]])
+        frame, _ = net.apply({}, net.init_state(x), x, method="forward_step")
+        assert frame.value.tolist() == [[1.5], [0.5]]
+
     Attributes:
       predicate: called with this module, a step ``(B, C, *S)`` and ``train``. A static predicate
         sees a clip in ``forward``.

@@ -37,6 +37,11 @@ class Broadcast(CoModule):
 
     Source: ``continual.Broadcast``.
 
+    Example::
+
+        a, b = co.Broadcast(2).apply({}, jnp.ones((1, 3, 5)))
+        assert a is b
+
     Attributes:
       num_streams: the number of copies; where None, a :class:`Sequential` infers it from the
         :class:`Parallel` behind.
@@ -85,8 +90,17 @@ class ParallelDispatch(CoModule):
 
     Source: ``continual.ParallelDispatch``.
 
+    Example::
+
+        zeros, ones = jnp.zeros((1, 1, 3)), jnp.ones((1, 1, 3))
+        swapped = co.ParallelDispatch([1, 0]).apply({}, (zeros, ones))
+        assert swapped[0] is ones and swapped[1] is zeros
+
     Attributes:
       dispatch_mapping: for each output the number of an input stream, or a sequence of such.
+
+    Shapes:
+      a tuple of streams to a tuple of streams, or of tuples of them, as mapped.
 
     Raises:
       ValueError: at construction, for anything else.
@@ -134,6 +148,12 @@ class Reduce(TimeLocal):
     """Reduces several streams to one.
 
     Source: ``continual.Reduce``.
+
+    Example::
+
+        x = jnp.ones((1, 3, 5))
+        assert co.Reduce("sum").apply({}, (x, x)).max() == 2
+        assert co.Reduce("concat").apply({}, (x, x)).shape == (1, 6, 5)
 
     Attributes:
       reduce: "sum", "mul", "max", "concat" (of channels), or a function of a sequence of clips
@@ -243,6 +263,16 @@ class Parallel(_Branches):
 
     Source: ``continual.Parallel``. (There the alignment of strided branches is wrong.)
 
+    Example::
+
+        net = co.Parallel(co.Delay(1), co.Delay(3))
+        assert net.delay == 3  # the first is fed two steps late
+
+        x = jnp.arange(5.0).reshape(1, 1, 5)
+        state = net.init_state((x[:, :, 0], x[:, :, 0]))
+        (a, b), _ = net.apply({}, state, (x, x), method="forward_steps")
+        assert a.dense().tolist() == b.dense().tolist() == [[[0, 1]]]
+
     Attributes:
       auto_delay: whether branches of unequal delay are aligned; otherwise they are refused.
 
@@ -337,6 +367,14 @@ class BroadcastReduce(_Branches):
     that serves all branches.
 
     Source: ``continual.BroadcastReduce``. (There the alignment of strided branches is wrong.)
+
+    Example::
+
+        short, long = co.Conv1d(2, 4, kernel_size=1), co.Conv1d(2, 4, kernel_size=5, padding=2)
+        net = co.BroadcastReduce(short, long, reduce="concat")
+        assert net.delay == 2
+        variables = net.init(jax.random.key(0), method="declare")
+        assert net.apply(variables, jnp.ones((1, 2, 6))).shape == (1, 8, 6)
 
     Attributes:
       reduce: as of :class:`Reduce`.

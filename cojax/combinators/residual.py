@@ -18,6 +18,12 @@ def Residual(  # noqa: N802 - a module by its name in continual
 
     Source: ``continual.Residual``; He et al., 2015, https://arxiv.org/abs/1512.03385.
 
+    Example::
+
+        residual = co.Residual(co.AvgPool1d(3, stride=1), residual_shrink="lagging")
+        y = residual.apply({}, jnp.arange(5.0).reshape(1, 1, 5))
+        assert y.ravel().tolist() == [0 + 1, 1 + 2, 2 + 3]  # the oldest step, and the mean of three
+
     Args:
       module: the module, of temporal stride 1.
       temporal_fill: accepted for compatibility: no frame of the delayed input is ever filled in.
@@ -25,6 +31,9 @@ def Residual(  # noqa: N802 - a module by its name in continual
       residual_shrink: how the input is cropped where the module shrinks a clip (by ``c`` steps):
         True or "centered" (c/2 off both ends), "lagging" (c off the back), "leading" (c off the
         front, so that an output meets the newest step). Has no effect where the module does not.
+
+    Shapes:
+      a stream to a stream.
 
     Raises:
       ValueError: if the module has a temporal stride; if it shrinks a clip and ``residual_shrink``

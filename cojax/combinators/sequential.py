@@ -23,6 +23,18 @@ class Sequential(Container):
 
     Source: ``torch.nn.Sequential``, ``continual.Sequential``.
 
+    Example::
+
+        net = co.Sequential({"conv": co.Conv1d(2, 4, kernel_size=3), "pool": co.AvgPool1d(2)})
+        assert net.timing == co.Timing(receptive_field=4, stride=2, delay=3)
+
+        variables = net.init(jax.random.key(0), method="declare")
+        assert variables["params"]["layers_conv"]["kernel"].shape == (3, 2, 4)
+        assert net.apply(variables, jnp.ones((1, 2, 6))).shape == (1, 4, 2)
+
+    Shapes:
+      what the first module takes to what the last one gives.
+
     Raises:
       TypeError: at construction, for anything that is not a CoModule.
     """

@@ -39,8 +39,12 @@ def load_torch(
 
     Example::
 
+        import torch
+
+        torch.save(torch.nn.Conv1d(6, 4, 3).state_dict(), "weights.pt")
+        net = co.Conv1d(6, 4, kernel_size=3)
         variables = co.load_torch(net, "weights.pt")
-        y = net.apply(variables, clip)
+        assert net.apply(variables, jnp.ones((1, 6, 5))).shape == (1, 4, 3)
 
     Args:
       net: the network, whose module names are those of the checkpoint.
@@ -102,7 +106,11 @@ def to_torch(
 
     Example::
 
-        torch_module.load_state_dict(co.to_torch(net, variables))
+        import torch
+
+        net = co.Conv1d(6, 4, kernel_size=3)
+        variables = net.init(jax.random.key(0), method="declare")
+        torch.nn.Conv1d(6, 4, 3).load_state_dict(co.to_torch(net, variables))
 
     Args:
       net: the network.
@@ -131,6 +139,12 @@ def save_torch(
     delayed_names: bool = False,
 ) -> None:
     """Writes a checkpoint that torch loads.
+
+    Example::
+
+        net = co.Conv1d(6, 4, kernel_size=3)
+        variables = net.init(jax.random.key(0), method="declare")
+        co.save_torch("weights.safetensors", net, variables)
 
     Args:
       path: ``.safetensors`` (needs no torch), or ``.pt``, ``.pth``, ``.pyth``, ``.ckpt``.

@@ -21,6 +21,11 @@ class Lambda(TimeLocal):
 
     Source: ``continual.Lambda``.
 
+    Example::
+
+        mean = co.Lambda(lambda x: x.mean(1, keepdims=True))
+        assert mean.apply({}, jnp.ones((1, 3, 5))).shape == (1, 1, 5)
+
     Attributes:
       fn: the function, of a step ``(B, C, *S)``.
       forward_only_fn: what ``forward`` calls instead, with the whole clip ``(B, C, T, *S)``.
@@ -28,6 +33,9 @@ class Lambda(TimeLocal):
       forward_steps_only_fn: what ``forward_steps`` calls instead, with each step as a clip of
         length 1: a stream may be cut into chunks anywhere.
       takes_time: whether ``fn`` takes clips ``(B, C, T, *S)`` (of length 1 while stepping).
+
+    Shapes:
+      clip ``(B, C, T, *S)`` to ``(B', C', T, *S')``; step ``(B, C, *S)`` to ``(B', C', *S')``.
 
     Raises:
       ValueError: at construction, unless there is a function for every mode.
@@ -86,7 +94,16 @@ class Lambda(TimeLocal):
 
 
 class Identity(TimeLocal):
-    """Returns its input. Source: ``torch.nn.Identity``; arguments are ignored, as there."""
+    """Returns its input. Source: ``torch.nn.Identity``; arguments are ignored, as there.
+
+    Example::
+
+        x = jnp.ones((1, 3, 5))
+        assert co.Identity(54, unused=True).apply({}, x) is x
+
+    Shapes:
+      any, kept.
+    """
 
     def __init__(self, *_: Any, **arguments: Any):
         linen = {name: arguments[name] for name in ("parent", "name") if name in arguments}
@@ -123,7 +140,23 @@ class _WithConstant(TimeLocal):
 
 
 class Add(_WithConstant):
-    """Adds a number, or an array that broadcasts against clips. Source: ``continual.Add``."""
+    """Adds a number, or an array that broadcasts against clips. Source: ``continual.Add``.
+
+    Example::
+
+        add = co.Add(np.array([1.0, 2.0]).reshape(1, 2, 1))  # a number for each channel
+        y = add.apply({}, jnp.zeros((1, 2, 3)))
+        assert y[0, :, 0].tolist() == [1, 2]
+
+    Attributes:
+      constant: what is added.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, broadcast against the constant.
+
+    Raises:
+      InputError: if the constant does not broadcast against clips, or would lose its fraction.
+    """
 
     constant: ArrayLike
 
@@ -136,7 +169,24 @@ class Add(_WithConstant):
 
 
 class Multiply(_WithConstant):
-    """Multiplies by a constant, as :class:`Add`. Source: ``continual.Multiply``."""
+    """Multiplies by a number, or an array that broadcasts against clips.
+
+    Source: ``continual.Multiply``.
+
+    Example::
+
+        half = co.Multiply(0.5)
+        assert half.apply({}, jnp.ones((1, 2, 3))).max() == 0.5
+
+    Attributes:
+      factor: what is multiplied by.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, broadcast against the factor.
+
+    Raises:
+      InputError: as :class:`Add`.
+    """
 
     factor: ArrayLike
 
@@ -149,7 +199,22 @@ class Multiply(_WithConstant):
 
 
 class Constant(_WithConstant):
-    """Returns the constant, broadcast against its input. Source: ``continual.Constant``."""
+    """Returns the constant, broadcast against its input. Source: ``continual.Constant``.
+
+    Example::
+
+        seven = co.Constant(7)
+        assert seven.apply({}, jnp.zeros((1, 2, 3))).tolist() == [[[7, 7, 7], [7, 7, 7]]]
+
+    Attributes:
+      constant: what is returned, in the dtype of the input.
+
+    Shapes:
+      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, broadcast against the constant.
+
+    Raises:
+      InputError: as :class:`Add`.
+    """
 
     constant: ArrayLike
 
@@ -163,10 +228,26 @@ class Constant(_WithConstant):
 
 
 def Zero() -> Constant:  # noqa: N802 - a module by its name in continual
-    """Zeros in the shape of the input. Source: ``continual.Zero``."""
+    """Zeros in the shape of the input. Source: ``continual.Zero``.
+
+    Example::
+
+        assert not co.Zero().apply({}, jnp.ones((1, 2, 3))).any()
+
+    Shapes:
+      any, kept.
+    """
     return Constant(0)
 
 
 def One() -> Constant:  # noqa: N802 - a module by its name in continual
-    """Ones in the shape of the input. Source: ``continual.One``."""
+    """Ones in the shape of the input. Source: ``continual.One``.
+
+    Example::
+
+        assert co.One().apply({}, jnp.zeros((1, 2, 3))).all()
+
+    Shapes:
+      any, kept.
+    """
     return Constant(1)

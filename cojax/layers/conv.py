@@ -12,6 +12,7 @@ from cojax.chunks import Chunk, join, newest
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
+from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer, fan_in_uniform
 from cojax.module import CoModule, require_step
 from cojax.ops.convolution import convolve_clip, convolve_window, pad_space
@@ -21,8 +22,19 @@ from cojax.timing import Axis, Timing, windowed
 class _Conv(CoModule):
     """Convolution over ``(B, C, T, *S)``; a step keeps a window of the last inputs.
 
-    Source: ``torch.nn.Conv{1,2,3}d``, and Hedegaard and Iosifidis, "Continual 3D Convolutional
+    Source: ``torch.nn.Conv3d``, and Hedegaard and Iosifidis, "Continual 3D Convolutional
     Neural Networks for Real-time Processing of Videos", ECCV 2022, https://arxiv.org/abs/2106.00050.
+
+    Example::
+
+        conv = co.Conv3d(3, 8, kernel_size=3, padding=1)
+        clip = jnp.ones((1, 3, 5, 4, 4))
+        variables = conv.init(jax.random.key(0), clip)
+        assert conv.apply(variables, clip).shape == (1, 8, 5, 4, 4)
+
+        state = conv.init_state(clip[:, :, 0])
+        frame, state = conv.apply(variables, state, clip[:, :, 0], method="forward_step")
+        assert not frame.valid  # conv.delay is 1: the first output leaves with the second step
 
     Attributes:
       in_channels, out_channels: channels of the input and of the output.
@@ -184,15 +196,15 @@ class _Conv(CoModule):
 
 
 class Conv1d(_Conv):
-    __doc__ = _Conv.__doc__
+    __doc__ = over_axes(_Conv.__doc__, 1)
     space = 0
 
 
 class Conv2d(_Conv):
-    __doc__ = _Conv.__doc__
+    __doc__ = over_axes(_Conv.__doc__, 2)
     space = 1
 
 
 class Conv3d(_Conv):
-    __doc__ = _Conv.__doc__
+    __doc__ = over_axes(_Conv.__doc__, 3)
     space = 2

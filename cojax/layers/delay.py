@@ -68,6 +68,14 @@ class Delay(_Held):
 
     Source: ``continual.Delay``. (There a centered delay declares less delay than it has.)
 
+    Example::
+
+        delay = co.Delay(2)
+        clip = jnp.arange(5.0).reshape(1, 1, 5)
+        frames, _ = delay.apply({}, delay.init_state((1, 1)), clip, method="forward_steps")
+        assert frames.valid.tolist() == [False, False, True, True, True]
+        assert frames.dense().ravel().tolist() == [0, 1, 2]
+
     Attributes:
       steps: the steps that a frame is held back (``delay``, to the constructor).
       temporal_fill: accepted for compatibility: no frame that a delay emits is ever filled in.
@@ -131,6 +139,13 @@ class Skip(_Held):
     """Leaves out the first steps of a clip and of a stream.
 
     Source: ``continual.Skip``.
+
+    Example::
+
+        skip = co.Skip(2)
+        clip = jnp.arange(5.0).reshape(1, 1, 5)
+        assert skip.apply({}, clip).ravel().tolist() == [2, 3, 4]
+        assert skip.delay == 2
 
     Attributes:
       steps: the number of steps left out.

@@ -16,6 +16,15 @@ class Linear(TimeLocal):
 
     Source: ``torch.nn.Linear``; ``channel_dim`` is that of ``continual``.
 
+    Example::
+
+        linear = co.Linear(3, 4, channel_dim=1)
+        clip = jnp.ones((1, 3, 5))
+        variables = linear.init(jax.random.key(0), clip)
+        assert linear.apply(variables, clip).shape == (1, 4, 5)
+        frame, _ = linear.apply(variables, {}, clip[:, :, 0], method="forward_step")
+        assert frame.value.shape == (1, 4)
+
     Attributes:
       in_features, out_features: the length of the axis before and after.
       bias: whether a bias is added.

@@ -12,6 +12,7 @@ from cojax.chunks import Chunk, join, newest
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
+from cojax.layers.families import over_axes
 from cojax.module import CoModule, require_step
 from cojax.ops.pooling import adaptive, max_axes, maximum, mean_divisor, sum_axes
 from cojax.ops.precision import accumulated
@@ -184,7 +185,17 @@ class _Pool(_TemporalPool):
 class _MaxPool(_Pool):
     """Maximum pooling over ``(B, C, T, *S)``, padded with minus infinity.
 
-    Source: ``torch.nn.MaxPool{1,2,3}d``.
+    Source: ``torch.nn.MaxPool3d``.
+
+    Example::
+
+        pool = co.MaxPool3d(kernel_size=3, stride=1, padding=1)
+        clip = jnp.ones((1, 2, 5, 4, 4))
+        assert pool.apply({}, clip).shape == (1, 2, 5, 4, 4)
+
+        state = pool.init_state(clip[:, :, 0])
+        frames, state = pool.apply({}, state, clip, method="forward_steps")
+        assert frames.valid.tolist() == [False, True, True, True, True]
 
     Attributes:
       kernel_size, stride, padding, dilation: an int, or one for each axis, time first. The stride
@@ -226,7 +237,17 @@ class _MaxPool(_Pool):
 class _AvgPool(_Pool):
     """Average pooling over ``(B, C, T, *S)``.
 
-    Source: ``torch.nn.AvgPool{1,2,3}d``; ``dilation`` (of time) is that of ``continual``.
+    Source: ``torch.nn.AvgPool3d``; ``dilation`` (of time) is that of ``continual``.
+
+    Example::
+
+        pool = co.AvgPool3d(kernel_size=2)
+        clip = jnp.ones((1, 2, 5, 4, 4))
+        assert pool.apply({}, clip).shape[2] == 2
+
+        state = pool.init_state(clip[:, :, 0])
+        frames, state = pool.apply({}, state, clip, method="forward_steps")
+        assert frames.valid.tolist() == [False, True, False, True, False]
 
     Attributes:
       kernel_size, stride, padding: an int, or one for each axis, time first. The stride defaults
@@ -321,32 +342,32 @@ def _taps_within(steps: Array | int, dilation: int, taps: int) -> Array | int:
 
 
 class AvgPool1d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
+    __doc__ = over_axes(_AvgPool.__doc__, 1)
     space = 0
 
 
 class AvgPool2d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
+    __doc__ = over_axes(_AvgPool.__doc__, 2)
     space = 1
 
 
 class AvgPool3d(_AvgPool):
-    __doc__ = _AvgPool.__doc__
+    __doc__ = over_axes(_AvgPool.__doc__, 3)
     space = 2
 
 
 class MaxPool1d(_MaxPool):
-    __doc__ = _MaxPool.__doc__
+    __doc__ = over_axes(_MaxPool.__doc__, 1)
     space = 0
 
 
 class MaxPool2d(_MaxPool):
-    __doc__ = _MaxPool.__doc__
+    __doc__ = over_axes(_MaxPool.__doc__, 2)
     space = 1
 
 
 class MaxPool3d(_MaxPool):
-    __doc__ = _MaxPool.__doc__
+    __doc__ = over_axes(_MaxPool.__doc__, 3)
     space = 2
 
 
@@ -355,7 +376,17 @@ class _AdaptivePool(_TemporalPool):
 
     The two agree for clips of ``receptive_field`` steps (with a stride of 1 and no padding).
 
-    Source: ``torch.nn.Adaptive{Avg,Max}Pool{2,3}d``; ``kernel_size`` is that of ``continual``.
+    Source: ``torch.nn.AdaptiveAvgPool3d``; ``kernel_size`` is that of ``continual``.
+
+    Example::
+
+        pool = co.AdaptiveAvgPool3d(1, kernel_size=3)
+        clip = jnp.ones((1, 2, 3, 4, 4))
+        assert pool.apply({}, clip).size == 2  # one number a channel
+
+        state = pool.init_state(clip[:, :, 0])
+        frames, state = pool.apply({}, state, clip, method="forward_steps")
+        assert frames.valid.tolist() == [False, False, True]
 
     Attributes:
       output_size: an int or one for each axis, time first; time must be pooled to 1. None keeps an
@@ -418,24 +449,24 @@ class _AdaptivePool(_TemporalPool):
 
 
 class AdaptiveAvgPool2d(_AdaptivePool):
-    __doc__ = _AdaptivePool.__doc__
+    __doc__ = over_axes(_AdaptivePool.__doc__, 2)
     space = 1
     maximum = False
 
 
 class AdaptiveAvgPool3d(_AdaptivePool):
-    __doc__ = _AdaptivePool.__doc__
+    __doc__ = over_axes(_AdaptivePool.__doc__, 3)
     space = 2
     maximum = False
 
 
 class AdaptiveMaxPool2d(_AdaptivePool):
-    __doc__ = _AdaptivePool.__doc__
+    __doc__ = over_axes(_AdaptivePool.__doc__, 2).replace("Avg", "Max")
     space = 1
     maximum = True
 
 
 class AdaptiveMaxPool3d(_AdaptivePool):
-    __doc__ = _AdaptivePool.__doc__
+    __doc__ = over_axes(_AdaptivePool.__doc__, 3).replace("Avg", "Max")
     space = 2
     maximum = True

@@ -18,6 +18,14 @@ class Reshape(TimeLocal):
 
     Source: ``continual.Reshape``; ``contiguous`` is accepted and has no meaning here.
 
+    Example::
+
+        reshape = co.Reshape(-1, 6)  # flattens the spatial axis
+        assert reshape.apply({}, jnp.ones((2, 3, 5, 2))).shape == (2, 6, 5)
+
+    Attributes:
+      shape: of a step, batch included.
+
     Shapes:
       clip ``(B, C, T, *S)`` to ``(shape[0], shape[1], T, *shape[2:])``; step ``(B, C, *S)`` to
       ``shape``.

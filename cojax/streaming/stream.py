@@ -36,11 +36,13 @@ class Stream:
 
     Example::
 
-        stream = co.Stream(net, variables, jax.ShapeDtypeStruct((1, 6), "float32"))
-        for sample in sensor:
-            y = stream(sample)  # (1, C', *S'), or None while nothing is emitted
-            if y is not None:
-                act_on(y)
+        net = co.Conv1d(6, 4, kernel_size=3)
+        variables = net.init(jax.random.key(0), method="declare")
+
+        stream = co.Stream(net, variables, (1, 6))
+        for sample in np.zeros((5, 1, 6), "float32"):
+            y = stream(sample)  # (1, 4), or None while nothing is emitted
+        assert stream.step == 5 and y.shape == (1, 4)
 
     Attributes:
       net: the network.

@@ -1,0 +1,90 @@
+"""What the API pages show of an object: its docstring and its arguments as Python has them.
+
+The classes of a family take their docstring from one place, and Flax makes dataclasses of modules.
+Neither stands in the source, which is what the generator of the site reads. This extension of it
+asks Python, and puts the notation of the docstrings into Markdown.
+"""
+
+import dataclasses
+import inspect
+import re
+import textwrap
+from typing import Any
+
+import griffe
+
+import cojax
+
+# What Flax passes to constructors when it rebuilds a module.
+_PLUMBING = {"layers", "order", "linen"}
+
+
+class Docstrings(griffe.Extension):
+    """Docstrings in Markdown, and the arguments of modules and functions."""
+
+    def on_class_instance(self, *, cls: griffe.Class, **_: Any) -> None:
+        here = griffe.dynamic_import(cls.path)
+        if dataclasses.is_dataclass(here) or hasattr(here, "_fields"):
+            dataclass = griffe.ExprName("dataclasses.dataclass")
+            cls.decorators.append(griffe.Decorator(dataclass, lineno=None, endlineno=None))
+
+    def on_function_instance(self, *, func: griffe.Function, **_: Any) -> None:
+        if func.name == "__init__":
+            shown = [each for each in func.parameters if each.name not in _PLUMBING]
+            func.parameters = griffe.Parameters(*shown)
+        for each in func.parameters:
+            if str(each.annotation) == "Any":
+                each.annotation = None
+        if str(func.returns) == "Any":
+            func.returns = None
+
+    def on_object(self, *, obj: griffe.Object, loader: griffe.GriffeLoader, **_: Any) -> None:
+        text = obj.docstring.value if obj.docstring else ""
+        if obj.is_class:
+            text = inspect.getdoc(griffe.dynamic_import(obj.path)) or ""
+        if obj.is_module or not text:
+            return
+        obj.docstring = griffe.Docstring(
+            markdown(text),
+            parent=obj,
+            parser=loader.docstring_parser,
+            parser_options=loader.docstring_options,
+        )
+        for section in obj.docstring.parsed:
+            if section.kind is griffe.DocstringSectionKind.attributes:
+                for item in section.value:
+                    if "," in item.name:  # The parser leaves it the type of the item before.
+                        item.annotation = None
+
+
+def markdown(text: str) -> str:
+    """A docstring in Markdown: links, blocks of code, and lists."""
+    text = re.sub(r":(?:class|func|meth):`([\w.]+)`", _link, text)
+    text = re.sub(r"^(.*\S)::\n\n((?: {4}.*\n?|\n)+)", _block, text, flags=re.MULTILINE)
+    text = re.sub(r"^(Shapes|Returns):\n((?: {2}.*\n?)+)", _list, text, flags=re.MULTILINE)
+    return re.sub(r"^  (?:\w+, )+\w+:", _names, text, flags=re.MULTILINE)
+
+
+def _link(match: re.Match[str]) -> str:
+    name = match[1].removeprefix("cojax.")
+    if name in cojax.__all__:
+        return f"[`{name}`][cojax.{name}]"
+    if hasattr(cojax.CoModule, name):
+        return f"[`{name}`][cojax.CoModule.{name}]"
+    return f"`{name}`"
+
+
+def _block(match: re.Match[str]) -> str:
+    heading = "**Example:**" if match[1] == "Example" else f"{match[1]}:"
+    return f"{heading}\n\n```python\n{textwrap.dedent(match[2]).strip()}\n```\n\n"
+
+
+def _list(match: re.Match[str]) -> str:
+    said = " ".join(match[2].split())
+    items = said.rstrip(".").split("; ") if match[1] == "Shapes" else [said]
+    return f"**{match[1]}:**\n\n" + "".join(f"* {item}\n" for item in items)
+
+
+def _names(match: re.Match[str]) -> str:
+    """Several names before one colon, with narrow spaces: so they are one to the parser."""
+    return "  " + match[0].strip().replace(", ", ",\u202f")
