@@ -1,0 +1,132 @@
+"""Attention and encoders: against torch over every window, and over streams without end."""
+
+import continual
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cojax as co
+from benchmarks.peers import to_continual
+from tests.laws import Bench, check_laws, clip_of
+from tests.networks import random_variables
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+WIDTH, HEADS, HIDDEN, LENGTH = 6, 2, 8, 4
+
+
+def tensor(x):
+    return torch.from_numpy(np.array(x))
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_encoders_loaded_from_torch_agree_on_every_window_of_a_long_stream(layers, norm_first):
+    torch.manual_seed(layers)
+    layer = nn.TransformerEncoderLayer(
+        WIDTH, HEADS, HIDDEN, activation="gelu", norm_first=norm_first, batch_first=True
+    )
+    norm = nn.LayerNorm(WIDTH) if norm_first else None
+    trained = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False).eval()
+    for parameter in trained.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    factory = co.TransformerEncoderLayerFactory(
+        WIDTH, HEADS, HIDDEN, activation="gelu", norm_first=norm_first, sequence_len=LENGTH
+    )
+    net = co.TransformerEncoder(
+        factory, layers, co.LayerNorm(WIDTH, channel_dim=1) if norm_first else None
+    )
+    variables = co.load_torch(net, trained.state_dict())
+    assert list(co.to_torch(net, variables)) == list(trained.state_dict())
+
+    x = clip_of((2, WIDTH, 300))
+    bench = Bench(net, x, variables)
+    frames, _ = bench.chunk(bench.fresh(), x)
+    with torch.no_grad():
+        windows = tensor(x).unfold(2, LENGTH, 1).permute(0, 2, 3, 1).reshape(-1, LENGTH, WIDTH)
+        expected = trained(windows)[:, -1].reshape(2, -1, WIDTH).swapaxes(1, 2)
+    np.testing.assert_array_equal(frames.valid, np.arange(300) >= LENGTH - 1)
+    np.testing.assert_allclose(frames.dense(), expected, **TOLERANCE)
+
+
+# continual calls torch's state_dict with positional arguments.
+@pytest.mark.filterwarnings("ignore:Positional args are being deprecated:FutureWarning")
+@pytest.mark.parametrize("layers", [1, 2])
+def test_encoders_of_continual_load_by_their_names(layers):
+    factory = continual.TransformerEncoderLayerFactory(WIDTH, HEADS, HIDDEN, sequence_len=LENGTH)
+    trained = continual.TransformerEncoder(factory, layers, nn.LayerNorm(WIDTH)).eval()
+    net = co.TransformerEncoder(
+        co.TransformerEncoderLayerFactory(WIDTH, HEADS, HIDDEN, sequence_len=LENGTH),
+        layers,
+        norm=co.LayerNorm(WIDTH, channel_dim=1),
+    )
+    variables = co.load_torch(net, trained.state_dict())
+    back = co.to_torch(net, variables, delayed_names=True)
+    assert back.keys() == trained.state_dict().keys()
+    x = clip_of((2, WIDTH, LENGTH))
+    with torch.no_grad():
+        expected = trained.forward(tensor(x))[:, :, -1:]
+    np.testing.assert_allclose(net.apply(variables, x), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["single", "retroactive"])
+def test_keys_and_values_of_their_own_streams_equal_torch(kind):
+    sizes = {"kdim": 3, "vdim": 5, "sequence_len": LENGTH}
+    single = kind == "single"
+    attention = co.SingleOutputMultiheadAttention if single else co.RetroactiveMultiheadAttention
+    net = attention(WIDTH, HEADS, **sizes)
+    variables = random_variables(net, 0)
+    peer = nn.MultiheadAttention(WIDTH, HEADS, kdim=3, vdim=5, batch_first=True)
+    peer.load_state_dict(co.to_torch(net, variables))
+    streams = tuple(clip_of((2, channels, 8), seed) for seed, channels in enumerate((WIDTH, 3, 5)))
+    query, key, value = (tensor(x).unfold(2, LENGTH, 1).permute(2, 0, 3, 1) for x in streams)
+    with torch.no_grad():
+        windows = [peer(*tokens)[0] for tokens in zip(query, key, value, strict=True)]
+    expected = torch.stack([w[:, -1] if single else w.swapaxes(1, 2) for w in windows], 2)
+    np.testing.assert_allclose(net.apply(variables, streams), expected, **TOLERANCE)
+    check_laws(net, streams, variables=variables)
+
+
+# 100,000 steps, of which one in so many is looked at, and those around it.
+STEPS, LOOKED_AT = 100_000, 9973
+
+
+def logits_of_hundreds(net):
+    """Variables with which queries and keys meet in logits of 100 and more."""
+    variables = random_variables(net, 0)
+    params = dict(variables["params"])
+    wide = jnp.concatenate([jnp.full(2 * WIDTH, 12.0), jnp.ones(WIDTH)])
+    params["in_proj_kernel"] = params["in_proj_kernel"] * wide
+    return {"params": params}
+
+
+def test_retroactive_attention_neither_drifts_nor_overflows():
+    net = co.RetroactiveMultiheadAttention(WIDTH, HEADS, sequence_len=LENGTH)
+    variables = logits_of_hundreds(net)
+    x = clip_of((1, WIDTH, STEPS))
+    query, key, _ = jnp.split(x[0].T @ variables["params"]["in_proj_kernel"], 3, axis=1)
+    logits = query * key / np.sqrt(WIDTH / HEADS)
+    assert jnp.abs(logits.reshape(STEPS, HEADS, -1).sum(-1)).max() > 300
+
+    @jax.jit
+    def run(x):
+        def step(state, x_t):
+            frame, state = net.apply(variables, state, x_t, method="forward_step")
+            return state, frame.value
+
+        return jax.lax.scan(step, net.init_state((1, WIDTH)), jnp.moveaxis(x, 2, 0))[1]
+
+    outputs = run(x)
+    assert jnp.isfinite(outputs).all()
+    window = jax.jit(lambda x: net.apply(variables, x)[:, :, 0])
+    for t in range(LENGTH - 1, STEPS, LOOKED_AT):
+        recomputed = window(x[:, :, t - LENGTH + 1 : t + 1])
+        np.testing.assert_allclose(outputs[t], recomputed, rtol=1e-5, atol=1e-5)
+
+    # What continual does to the same tokens: it loses their weights, or all of the sum.
+    peer = to_continual(net, variables)
+    with torch.no_grad():
+        theirs = [peer.forward_step(x_t) for x_t in tensor(x)[:, :, :200].unbind(2)]
+    assert not np.allclose(theirs[-1], outputs[199], rtol=1e-2, atol=1e-2)
