@@ -1,5 +1,9 @@
 """Continual Inference Networks in JAX: trained on clips, run on streams, one step at a time."""
 
+from cojax import analysis
+from cojax.analysis.flops import flops
+from cojax.analysis.summary import summary
+from cojax.analysis.timeline import timeline
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import (
     Broadcast,
@@ -88,7 +92,11 @@ __all__ = [
     "Stream",
     "Timing",
     "Zero",
+    "analysis",
+    "flops",
     "load_torch",
     "save_torch",
+    "summary",
+    "timeline",
     "to_torch",
 ]

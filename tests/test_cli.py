@@ -148,7 +148,7 @@ def test_networks_of_ones_own_are_streamed(monkeypatch, capsys, own):
     ("arguments", "words"),
     [
         (["--net", "{}/nets.py:tiny"], "--net needs --weights"),
-        (["--net", "tiny"], "--net is WHERE:FUNCTION"),
+        (["--net", "tiny"], "a network is WHERE:FUNCTION"),
         (["--net", "{}/nets.py:none"], "has no function 'none'"),
         (["--net", "{}/nets.py:nothing"], "returned a int, expected a CoModule"),
         (["--net", "{}/nets.py:two", "--weights", "{}/empty.safetensors"], "has 2 outputs"),

@@ -5,6 +5,7 @@ the slowest is fed ``n`` steps late. Late *input* is always right; a late output
 where the branch's stride divides ``n``.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -199,7 +200,7 @@ def reduced_signal(reduce: Reduction, signals: Sequence[Signal]) -> Signal:
         if not signal.always_real:
             past = jnp.maximum(past, signal.past)
     value = jnp.squeeze(reduction(reduce)(values), 2)
-    return Signal(value, valid, past, signals[0].chunked)
+    return dataclasses.replace(signals[0], value=value, valid=valid, past=past)
 
 
 class _Branches(Container):

@@ -1,0 +1,121 @@
+"""Multiply-accumulates (MACs) by type of layer: what its mathematics needs, however it is computed.
+
+A MAC is one multiplication with its addition. (Papers and model zoos call as many "FLOPs"; where an
+addition counts by itself, FLOPs are twice the MACs.)
+
+* ``linear``: convolutions, linear maps and the matrices of recurrences. Every entry of an output
+  costs as many MACs as there are weights in it, those on padding included.
+* ``matmul``: matrix products of activations with each other or with a graph: attention, graph
+  convolutions. Most counters leave them out, so they are apart.
+* Not counted: biases, norms, activations, pools, sums and products of entries, delays.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from cojax.combinators.conditional import Conditional
+from cojax.combinators.parallel import (
+    Broadcast,
+    BroadcastReduce,
+    Parallel,
+    ParallelDispatch,
+    Reduce,
+)
+from cojax.combinators.sequential import Sequential
+from cojax.frames import Spec
+from cojax.layers.activation import _Activation
+from cojax.layers.closure import Identity, _WithConstant
+from cojax.layers.conv import _Conv
+from cojax.layers.delay import _Held
+from cojax.layers.dropout import Dropout
+from cojax.layers.linear import Linear
+from cojax.layers.norm import _BatchNorm
+from cojax.layers.pooling import _TemporalPool
+from cojax.layers.shape import Reshape
+from cojax.module import CoModule
+
+
+@dataclasses.dataclass(frozen=True)
+class Macs:
+    """A number of multiply-accumulates; a fraction, where it is a mean over steps.
+
+    Attributes:
+      linear: those of convolutions, linear maps and recurrences.
+      matmul: those of matrix products of attention and graphs.
+    """
+
+    linear: int | Fraction = 0
+    matmul: int | Fraction = 0
+
+    @property
+    def total(self) -> int | Fraction:
+        return self.linear + self.matmul
+
+    def __add__(self, other: "Macs") -> "Macs":
+        return Macs(self.linear + other.linear, self.matmul + other.matmul)
+
+    def __mul__(self, times: int | Fraction) -> "Macs":
+        return Macs(self.linear * times, self.matmul * times)
+
+
+Count = Callable[[Any, Any, Any], Macs | int | None]
+
+
+def register_macs(*types: type[CoModule]) -> Callable[[Count], Count]:
+    """Teaches the MACs of a type of layer, and of those derived from it.
+
+    The function is called with the layer and the specs ``x`` and ``y`` of what goes in and comes
+    out: of one step (``(B, C, *S)``) or, in ``mode="forward"``, of the clip (``(B, C, T, *S)``). It
+    returns what one such ``y`` costs: :class:`Macs`, an int (of ``linear``) or None (not known).
+    What the modules within cost is counted by itself.
+
+    Example::
+
+        @co.analysis.register_macs(GraphProduct)
+        def _(layer, x, y):
+            return co.analysis.Macs(matmul=math.prod(y.shape) * x.shape[-1])
+    """
+
+    def register(function: Count) -> Count:
+        for each in types:
+            _macs.register(each, function)
+        return function
+
+    return register
+
+
+def macs_of(layer: CoModule, x: Any, y: Any) -> Macs | None:
+    """What it costs the layer itself to make ``y`` of ``x``. None if its type is unknown."""
+    macs = _macs(layer, x, y)
+    return Macs(macs) if isinstance(macs, int) else macs
+
+
+@functools.singledispatch
+def _macs(layer: CoModule, x: Any, y: Any) -> Macs | int | None:
+    return None
+
+
+@register_macs(_Conv)
+def _(layer: _Conv, x: Spec, y: Spec) -> int:
+    taps = math.prod(axis.kernel_size for axis in layer._axes)
+    return math.prod(y.shape) * taps * (layer.in_channels // layer.groups)
+
+
+@register_macs(Linear)
+def _(layer: Linear, x: Spec, y: Spec) -> int:
+    return math.prod(y.shape) * layer.in_features
+
+
+@register_macs(Reduce, BroadcastReduce)
+def _(layer: Reduce | BroadcastReduce, x: Any, y: Any) -> int | None:
+    return 0 if isinstance(layer.reduce, str) else None
+
+
+@register_macs(_Activation, _BatchNorm, _Held, _TemporalPool, _WithConstant, Dropout, Identity)
+@register_macs(Broadcast, Conditional, Parallel, ParallelDispatch, Reshape, Sequential)
+def _(layer: CoModule, x: Any, y: Any) -> int:
+    return 0
