@@ -10,7 +10,7 @@ from cojax.frames import step_spec
 from cojax.module import CoModule
 from cojax.timing import Timing
 
-EMITTED, FLUSHED, WAITING, SKIPPED, PADDING, NOTHING = "■□·×○ "  # noqa: RUF001
+EMITTED, FLUSHED, WAITING, SKIPPED, PADDING, NOTHING = "■□·x○ "
 
 LEGEND = {
     EMITTED: "output",
