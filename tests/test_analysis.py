@@ -29,7 +29,7 @@ def macs_by_torch(net, variables, x):
     """What torch counts while the network's peer runs on such a clip: two for each MAC."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        to_torch_nn(net, variables)(torch.zeros(x))
+        to_torch_nn(net, variables).double()(torch.zeros(x, dtype=torch.float64))
     return Fraction(counter.get_total_flops(), 2)
 
 
@@ -283,6 +283,10 @@ class Local(Twice, TimeLocal):
     step = TimeLocal.step
 
 
+def unknown(result):
+    return [f"{'.'.join(each.path)} {each.kind}" for each in result.not_counted]
+
+
 def test_the_modules_of_a_users_containers_are_found():
     inner = Twice(co.Conv1d(2, 3, 3, stride=2), co.Delay(1))
     local = Local(co.Conv1d(3, 4, 1), co.Linear(4, 5, channel_dim=1))
@@ -296,7 +300,7 @@ def test_the_modules_of_a_users_containers_are_found():
     assert {layer.path: layer.macs.total for layer in clip.layers if layer.macs.total} == {
         path: cost * times[path] for path, cost in costs.items()
     }
-    assert step.not_counted == clip.not_counted == ("0 (Twice)", "1 (Local)")
+    assert unknown(step) == unknown(clip) == ["0 Twice", "1 Local"]
     table = co.summary(net, (1, 2))
     timings = {row.path: row.timing for row in table.rows}
     assert timings["0", "b"] == timings["1", "b"] == inner.timing
@@ -310,8 +314,8 @@ def test_the_modules_of_a_users_containers_are_found():
 
 def test_what_is_not_known_is_named_and_can_be_taught():
     net = co.Sequential({"in": co.Conv1d(2, 2, 1), "f": Filter(), "k": Known(), "p": Product()})
-    assert co.flops(net, (1, 2)).not_counted == ("f (Filter)", "k (Known)", "p (Product)")
-    assert co.summary(net, (1, 2)).not_counted == ("f (Filter)", "k (Known)", "p (Product)")
+    assert unknown(co.flops(net, (1, 2))) == ["f Filter", "k Known", "p Product"]
+    assert unknown(co.summary(net, (1, 2))) == ["f Filter", "k Known", "p Product"]
 
     @co.analysis.register_macs(Known)
     def _(layer, x, y):
@@ -322,15 +326,40 @@ def test_what_is_not_known_is_named_and_can_be_taught():
         return co.analysis.Macs(linear=1, matmul=math.prod(y.shape))
 
     macs = co.flops(net, (3, 2))
-    assert macs.not_counted == ("f (Filter)",)
+    assert unknown(macs) == ["f Filter"]
     assert macs.macs == co.analysis.Macs(linear=12 + 6 + 1, matmul=6)
-    assert "not counted: f (Filter)" in str(macs)
+    assert "not counted: Filter (f)" in str(macs)
     assert "matmul" in str(macs)
-    assert "MACs not counted: f (Filter)" in str(co.summary(net, (3, 2)))
+    assert "MACs not counted: Filter (f)" in str(co.summary(net, (3, 2)))
     assert "matmul MACs" in str(co.summary(net, (3, 2)))
-    # Functions that a user gives are not known either.
-    net = co.BroadcastReduce(co.Lambda(jnp.sin), co.Identity(), reduce=lambda clips: clips[0])
-    assert co.flops(net, (1, 2)).not_counted == ("the network (BroadcastReduce)", "0 (Lambda)")
+
+
+def test_what_a_layer_costs_may_differ_between_clips_and_steps():
+    class Attends(Filter):
+        pass
+
+    co.analysis.register_macs(Attends, mode="forward_step")(lambda layer, x, y: 5 * x.shape[1])
+    assert unknown(co.flops(Attends(), (1, 2, 7), mode="forward")) == [" Attends"]
+    co.analysis.register_macs(Attends, mode="forward")(lambda layer, x, y: x.shape[2] ** 2)
+    assert co.flops(Attends(), (1, 2)).total == 10
+    assert co.flops(Attends(), (1, 2, 7), mode="forward_steps").total == 70
+    assert co.flops(Attends(), (1, 2, 7), mode="forward").total == 49
+    with pytest.raises(ValueError, match="mode must be one of None, 'forward_step', 'forward'"):
+        co.analysis.register_macs(Attends, mode="clip")
+
+
+def test_functions_are_free_unless_they_multiply_matrices():
+    free, product = jnp.sin, jax.vmap(lambda x: jnp.stack([x, x]) @ x)
+    for takes_time in (False, True):
+        for fn, names in ((free, []), (product, ["0 Lambda"])):
+            if takes_time and fn is product:
+                fn = jax.vmap(fn, in_axes=2, out_axes=2)
+            net = co.Sequential(co.Lambda(fn, takes_time=takes_time))
+            assert unknown(co.flops(net, (1, 2))) == names
+            assert unknown(co.flops(net, (1, 2, 4), mode="forward")) == names
+    net = co.BroadcastReduce(co.ReLU(), co.Identity(), reduce=lambda clips: clips[0])
+    assert unknown(co.flops(net, (1, 2))) == [" BroadcastReduce"]
+    assert "not counted: BroadcastReduce (the network)" in str(co.flops(net, (1, 2)))
 
 
 class Anew(Twice):

@@ -8,7 +8,7 @@ from typing import Any
 
 from cojax.analysis.macs import Macs, macs_of
 from cojax.analysis.observe import Call, observe_clip, observe_step
-from cojax.analysis.table import number, table
+from cojax.analysis.table import listed, number, table
 from cojax.frames import flat_streams, length_of, map_streams, step_spec, without_time
 from cojax.layers.arguments import one_of
 from cojax.module import CoModule
@@ -79,13 +79,9 @@ class Flops:
         return self.total / self.outputs if self.outputs else None
 
     @property
-    def not_counted(self) -> tuple[str, ...]:
-        """The modules whose own cost is unknown, and taken to be none: their paths and types."""
-        return tuple(
-            f"{'.'.join(layer.path) or 'the network'} ({layer.kind})"
-            for layer in self.layers
-            if layer.each is None
-        )
+    def not_counted(self) -> tuple[LayerFlops, ...]:
+        """The layers whose own cost is unknown, and taken to be none."""
+        return tuple(layer for layer in self.layers if layer.each is None)
 
     def __str__(self) -> str:
         macs = self.macs
@@ -111,7 +107,7 @@ class Flops:
         if len(self.cycle) > 1:
             lines += [f"step after step: {', '.join(map(number, self.cycle))} MACs"]
         if self.not_counted:
-            lines += [f"not counted: {', '.join(self.not_counted)}"]
+            lines += [f"not counted: {listed(self.not_counted)}"]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -171,7 +167,7 @@ def flops(net: CoModule, x: Any, mode: str = "forward_step") -> Flops:
 
 def _layers(root: Call, times: Callable[[Call], Fraction]) -> tuple[LayerFlops, ...]:
     return tuple(
-        LayerFlops(call.path, call.kind, macs_of(call.module, call.x, call.y), times(call))
+        LayerFlops(call.path, call.kind, macs_of(call), times(call))
         for call in root.walk()
         if call.ran
     )
@@ -179,11 +175,7 @@ def _layers(root: Call, times: Callable[[Call], Fraction]) -> tuple[LayerFlops, 
 
 def _cycle(root: Call) -> tuple[int | Fraction, ...]:
     """The MACs of one step after another in the steady state, from one with an output on."""
-    calls = [
-        (call.after, macs)
-        for call in root.walk()
-        if call.ran and (macs := macs_of(call.module, call.x, call.y))
-    ]
+    calls = [(call.after, macs) for call in root.walk() if call.ran and (macs := macs_of(call))]
     return tuple(
         sum(
             macs.total

@@ -17,6 +17,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
+import jax
+from jax.extend.core import Jaxpr, subjaxprs
+
+from cojax.analysis.observe import Call
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import (
     Broadcast,
@@ -26,9 +30,10 @@ from cojax.combinators.parallel import (
     Reduce,
 )
 from cojax.combinators.sequential import Sequential
-from cojax.frames import Spec
+from cojax.frames import Signal, Spec
 from cojax.layers.activation import _Activation
-from cojax.layers.closure import Identity, _WithConstant
+from cojax.layers.arguments import one_of
+from cojax.layers.closure import Identity, Lambda, _WithConstant
 from cojax.layers.conv import _Conv
 from cojax.layers.delay import _Held
 from cojax.layers.dropout import Dropout
@@ -65,38 +70,50 @@ class Macs:
 Count = Callable[[Any, Any, Any], Macs | int | None]
 
 
-def register_macs(*types: type[CoModule]) -> Callable[[Count], Count]:
-    """Teaches the MACs of a type of layer, and of those derived from it.
+def register_macs(*types: type[CoModule], mode: str | None = None) -> Callable[[Count], Count]:
+    """Teaches the MACs of some types of layers, and of the types derived from them.
 
     The function is called with the layer and the specs ``x`` and ``y`` of what goes in and comes
-    out: of one step (``(B, C, *S)``) or, in ``mode="forward"``, of the clip (``(B, C, T, *S)``). It
-    returns what one such ``y`` costs: :class:`Macs`, an int (of ``linear``) or None (not known).
-    What the modules within cost is counted by itself.
+    out: of a step ``(B, C, *S)`` or of a clip ``(B, C, T, *S)``. It returns what such a ``y``
+    costs: :class:`Macs`, an int (of ``linear``), or None where that is unknown. What the modules
+    within cost is counted by itself.
+
+    Args:
+      *types: the types of layers.
+      mode: "forward_step" or "forward", for a function that knows of steps alone, or of clips.
+
+    Raises:
+      ValueError: for another mode.
 
     Example::
 
         @co.analysis.register_macs(GraphProduct)
         def _(layer, x, y):
-            return co.analysis.Macs(matmul=math.prod(y.shape) * x.shape[-1])
+            return co.analysis.Macs(matmul=math.prod(y.shape) * layer.joints)
     """
+    one_of("mode", mode, (None, *_REGISTERED))
 
     def register(function: Count) -> Count:
-        for each in types:
-            _macs.register(each, function)
+        for kind in types:
+            for known in _REGISTERED if mode is None else (mode,):
+                _REGISTERED[known].register(kind, function)
         return function
 
     return register
 
 
-def macs_of(layer: CoModule, x: Any, y: Any) -> Macs | None:
-    """What it costs the layer itself to make ``y`` of ``x``. None if its type is unknown."""
-    macs = _macs(layer, x, y)
+def macs_of(call: Call) -> Macs | None:
+    """What one output of a module costs, without the modules within. None where it is unknown."""
+    count = _REGISTERED["forward" if call.is_clip else "forward_step"]
+    macs = count(call.module, call.x, call.y)
     return Macs(macs) if isinstance(macs, int) else macs
 
 
-@functools.singledispatch
-def _macs(layer: CoModule, x: Any, y: Any) -> Macs | int | None:
+def _unknown(layer: CoModule, x: Any, y: Any) -> Macs | int | None:
     return None
+
+
+_REGISTERED = {mode: functools.singledispatch(_unknown) for mode in ("forward_step", "forward")}
 
 
 @register_macs(_Conv)
@@ -119,3 +136,28 @@ def _(layer: Reduce | BroadcastReduce, x: Any, y: Any) -> int | None:
 @register_macs(Broadcast, Conditional, Parallel, ParallelDispatch, Reshape, Sequential)
 def _(layer: CoModule, x: Any, y: Any) -> int:
     return 0
+
+
+# A function is free if it multiplies no matrices; else what it costs is not known.
+
+
+@register_macs(Lambda, mode="forward_step")
+def _(layer: Lambda, x: Spec, y: Spec) -> int | None:
+    alone = layer.clone(parent=None)
+    return _free(lambda x: alone.step({}, Signal(x))[0].value, x)
+
+
+@register_macs(Lambda, mode="forward")
+def _(layer: Lambda, x: Spec, y: Spec) -> int | None:
+    return _free(layer.clone(parent=None).clip, x)
+
+
+def _free(function: Callable[..., Any], x: Spec) -> int | None:
+    return None if _multiplies_matrices(jax.make_jaxpr(function)(x).jaxpr) else 0
+
+
+def _multiplies_matrices(jaxpr: Jaxpr) -> bool:
+    return any(
+        equation.primitive.name in ("dot_general", "ragged_dot_general", "conv_general_dilated")
+        for equation in jaxpr.eqns
+    ) or any(map(_multiplies_matrices, subjaxprs(jaxpr)))

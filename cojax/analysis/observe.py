@@ -16,7 +16,7 @@ import jax
 from flax.linen.module import InterceptorContext
 from jax import Array
 
-from cojax.frames import Signal, Spec, flat_streams, map_streams, spec_of, without_time
+from cojax.frames import Signal, flat_streams, map_streams, spec_of, without_time
 from cojax.module import CoModule
 from cojax.timing import Timing, in_parallel, in_sequence
 
@@ -31,8 +31,8 @@ class Call:
       module: the module.
       path: its torch path in the network.
       place: where its variables lie.
-      x, y: the specs of what went in and came out: of steps, or of clips where the network ran on
-        one. None if the module did not run.
+      x, y: the specs of what went in and came out. None if the module did not run.
+      is_clip: whether these are clips, and not steps.
       state: the specs of its state, those of the modules within included.
       before, after: the timing from the network's input to the module's, and to its output.
       sources: for each stream that went in, the call that made it; None for the network's input.
@@ -45,6 +45,7 @@ class Call:
     place: tuple[str, ...]
     x: Any = None
     y: Any = None
+    is_clip: bool = False
     state: Any = dataclasses.field(default_factory=dict)
     before: Timing = _AT_THE_INPUT
     after: Timing = _AT_THE_INPUT
@@ -75,7 +76,7 @@ def observe_step(net: CoModule, x: Any) -> Call:
       InputError: if the step does not fit the network.
     """
     state = jax.eval_shape(lambda: net.init_state(x))
-    observer = _Observer(_step_in)
+    observer = _Observer(steps=True)
 
     def run(variables: Any, state: Any, x: Any) -> None:
         with nn.intercept_methods(observer):
@@ -91,7 +92,7 @@ def observe_clip(net: CoModule, x: Any) -> Call:
     Raises:
       InputError: if the clip does not fit the network, or is too short for it.
     """
-    observer = _Observer(spec_of)
+    observer = _Observer(steps=False)
     with nn.intercept_methods(observer):
         jax.eval_shape(net.apply, declared(net), x)
     return observer.root
@@ -124,12 +125,13 @@ class _Observer:
 
     Attributes:
       root: the call of the network.
+      steps: whether it runs on steps.
     """
 
     root: Call
 
-    def __init__(self, spec_of_clip: Callable[[Any], Spec]) -> None:
-        self.spec_of_clip = spec_of_clip
+    def __init__(self, steps: bool) -> None:
+        self.steps = steps
         self.running: list[Call] = []
         # Every signal that went into a module or came out of one, by identity.
         self.seen: dict[int, _Observed] = {}
@@ -140,26 +142,33 @@ class _Observer:
         module, method = context.module, context.method_name
         if not isinstance(module, CoModule) or method not in ("step", "clip"):
             return run(*args, **kwargs)
-        assert module.scope is not None
-        if self.running and self.running[-1].place == module.scope.path:
-            # What it calls of itself: the class above it, or the clip that its step is.
+        call = self._entered(module)
+        if call is None:
             return run(*args, **kwargs)
-        call = self._entered(module, module.scope.path)
         self.running.append(call)
         output = (self._step if method == "step" else self._clip)(call, run, *args, **kwargs)
         self.running.pop()
         self._note_idle(call)
         return output
 
-    def _entered(self, module: CoModule, place: tuple[str, ...]) -> Call:
+    def _entered(self, module: CoModule) -> Call | None:
+        """The new call, unless it is a part of the one that is running.
+
+        That calls methods of its own: of the class above it, or the clip that its step is. What it
+        does not name among its children is a part of it, too.
+        """
+        place = _place(module)
         if not self.running:
             self.root = Call(module, (), place)
             return self.root
         parent = self.running[-1]
-        names = [n for n, c in parent.module.children().items() if c.name == module.name]
-        # A module that stands in several places has the first one's variables.
+        children = parent.module.children()
+        names = [name for name, child in children.items() if _place(child) == place]
+        if parent.place == place or not names:
+            return None
+        # A module that stands in several places has the name, and the variables, of the first.
         called = {call.path[-1] for call in parent.within}
-        name = next((n for n in names if n not in called), (names or [str(module.name)])[0])
+        name = next((name for name in names if name not in called), names[0])
         call = Call(module, (*parent.path, name), place)
         parent.within.append(call)
         return call
@@ -197,7 +206,12 @@ class _Observer:
         call.before, call.sources = parent.before, parent.sources
         call.after = in_sequence([call.before, call.module.timing])
         y = run(x, train=train)
-        call.x, call.y = (map_streams(self.spec_of_clip, each) for each in (x, y))
+        # Among steps, a module without memory runs its own as a clip.
+        call.is_clip = not self.steps or any(
+            spec_of(each).shape[2:3] != (1,) for each in flat_streams((x, y))
+        )
+        spec = spec_of if call.is_clip else lambda clip: without_time(spec_of(clip))
+        call.x, call.y = map_streams(spec, x), map_streams(spec, y)
         return y
 
     def _note_idle(self, call: Call) -> None:
@@ -205,12 +219,12 @@ class _Observer:
         called = {inner.path[-1] for inner in call.within}
         for name, child in call.module.children().items():
             if name not in called:
-                idle = Call(child, (*call.path, name), (*call.place, str(child.name)))
+                idle = Call(child, (*call.path, name), _place(child))
                 idle.state = call.state.get(child.name, {})
                 call.within.append(idle)
 
 
-def _step_in(clip: Any) -> Spec:
-    """The spec of the step that a module without memory runs as a clip."""
-    spec = spec_of(clip)
-    return without_time(spec) if spec.shape[2:3] == (1,) else spec
+def _place(module: CoModule) -> tuple[str, ...]:
+    """Where the variables of a module lie while its network runs."""
+    assert module.scope is not None
+    return module.scope.path

@@ -11,7 +11,7 @@ import jax
 
 from cojax.analysis.macs import Macs, macs_of
 from cojax.analysis.observe import Call, declared, observe_step
-from cojax.analysis.table import number, table
+from cojax.analysis.table import listed, number, table
 from cojax.frames import flat_streams, step_spec
 from cojax.module import CoModule
 from cojax.timing import Timing
@@ -81,13 +81,9 @@ class Summary:
         return sum(row.state_bytes for row in self.rows)
 
     @property
-    def not_counted(self) -> tuple[str, ...]:
-        """The modules with MACs that are unknown: their paths and types."""
-        return tuple(
-            f"{'.'.join(row.path) or 'the network'} ({row.kind})"
-            for row in self.rows
-            if row.not_counted
-        )
+    def not_counted(self) -> tuple[SummaryRow, ...]:
+        """The modules whose multiply-accumulates are unknown, or some of them."""
+        return tuple(row for row in self.rows if row.not_counted)
 
     def __str__(self) -> str:
         net = self.rows[0]
@@ -122,7 +118,7 @@ class Summary:
             each = number(self.macs.total * net.timing.stride)
             lines += [f"MACs are for an input step, on the mean; an output costs {each}"]
         if self.not_counted:
-            lines += [f"MACs not counted: {', '.join(self.not_counted)}"]
+            lines += [f"MACs not counted: {listed(self.not_counted)}"]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -158,7 +154,7 @@ def summary(net: CoModule, x_t: Any, depth: int | None = None) -> Summary:
     parameters = _parameters(net, root)
 
     def row_of(call: Call) -> SummaryRow:
-        macs = macs_of(call.module, call.x, call.y) if call.ran else Macs()
+        macs = macs_of(call) if call.ran else Macs()
         return SummaryRow(
             path=call.path,
             kind=call.kind,
