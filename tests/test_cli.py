@@ -167,6 +167,14 @@ def test_arguments_that_do_not_work_say_why(monkeypatch, capsys, own, arguments,
     assert words in capsys.readouterr().err
 
 
+def test_a_network_is_summarised(capsys, own):
+    folder, net, _ = own
+    assert cli.main(["summary", f"{folder}/nets.py:tiny", "--shape", "2,5", "--depth", "0"]) == 0
+    assert capsys.readouterr().out == f"{co.summary(net, (1, 2, 5), depth=0)}\n"
+    assert cli.main(["summary", f"{folder}/nets.py:tiny", "--shape", "2x5"]) == 2
+    assert "--shape is C[,H,W], as in 3,224,224, got '2x5'" in capsys.readouterr().err
+
+
 def test_the_recording_to_draw_must_exist(capsys):
     assert cli.main(["demo", "--recording", "41", "--plot", "x.png"]) == 2
     assert "from 1 to 40, got 41" in capsys.readouterr().err
