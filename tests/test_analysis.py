@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cojax as co
 from benchmarks.peers import to_torch_nn
+from cojax.analysis.macs import _REGISTERED, _unknown
 from cojax.analysis.timeline import EMITTED, FLUSHED
 from cojax.demo.network import activity_network, trained_variables
 from cojax.frames import Signal, flat_streams
@@ -360,6 +361,13 @@ def test_functions_are_free_unless_they_multiply_matrices():
     net = co.BroadcastReduce(co.ReLU(), co.Identity(), reduce=lambda clips: clips[0])
     assert unknown(co.flops(net, (1, 2))) == [" BroadcastReduce"]
     assert "not counted: BroadcastReduce (the network)" in str(co.flops(net, (1, 2)))
+
+
+def test_every_layer_of_the_library_is_known():
+    for kind in vars(co).values():
+        if isinstance(kind, type) and issubclass(kind, co.CoModule) and kind is not co.CoModule:
+            for registered in _REGISTERED.values():
+                assert registered.dispatch(kind) is not _unknown, kind
 
 
 class Anew(Twice):

@@ -7,7 +7,8 @@ addition counts by itself, FLOPs are twice the MACs.)
   costs as many MACs as there are weights in it, those on padding included.
 * ``matmul``: matrix products of activations with each other or with a graph: attention, graph
   convolutions. Most counters leave them out, so they are apart.
-* Not counted: biases, norms, activations, pools, sums and products of entries, delays.
+* Not counted: biases, norms, activations, pools, sums and products of entries, delays; and
+  functions (of :class:`cojax.Lambda`) that multiply no matrices.
 """
 
 import dataclasses
