@@ -1,5 +1,9 @@
 """Continual Inference Networks in JAX: trained on clips, run on streams, one step at a time."""
 
+from cojax import analysis
+from cojax.analysis.flops import flops
+from cojax.analysis.summary import summary
+from cojax.analysis.timeline import timeline
 from cojax.call_mode import call_mode
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import (
@@ -193,8 +197,12 @@ __all__ = [
     "Window",
     "WindowMultiheadAttention",
     "Zero",
+    "analysis",
     "call_mode",
+    "flops",
     "load_torch",
     "save_torch",
+    "summary",
+    "timeline",
     "to_torch",
 ]

@@ -1,4 +1,4 @@
-"""The command line: ``cojax demo`` and ``cojax stream``."""
+"""The command line: ``cojax demo``, ``cojax stream`` and ``cojax summary``."""
 
 import argparse
 import importlib
@@ -75,6 +75,21 @@ def _parser() -> argparse.ArgumentParser:
         help="resume from this file if it is there, and save to it when the input ends",
     )
     stream.set_defaults(run=_stream)
+
+    summary = commands.add_parser(
+        "summary",
+        help="print the layers of a network, with their sizes, costs and timing",
+        description="Prints the layers of a network: the shapes, parameters, multiply-accumulates "
+        "(MACs) and state of a step, and their delays, receptive fields and strides.",
+    )
+    summary.add_argument(
+        "net",
+        metavar="WHERE:FUNCTION",
+        help="a function that returns the network, in a module or a .py file",
+    )
+    summary.add_argument("--shape", metavar="C[,H,W]", required=True, help="the shape of a sample")
+    summary.add_argument("--depth", type=int, metavar="N", help="how many levels to go down")
+    summary.set_defaults(run=_summary)
     return parser
 
 
@@ -110,7 +125,7 @@ def _stream(options: argparse.Namespace) -> int:
         sys.stdin.reconfigure(errors="replace")  # What is no text is a malformed line, like others.
     incoming = iter(sys.stdin)
     if options.shape:
-        shape = [int(size) for size in options.shape.split(",")]
+        shape = _shape(options.shape)
     elif options.net == _DEMO:
         shape = [6]
     else:
@@ -130,11 +145,24 @@ def _stream(options: argparse.Namespace) -> int:
     return 0
 
 
+def _summary(options: argparse.Namespace) -> int:
+    shape = (1, *_shape(options.shape))
+    print(co.summary(_network(options.net), shape, options.depth))
+    return 0
+
+
+def _shape(sizes: str) -> list[int]:
+    try:
+        return [int(size) for size in sizes.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--shape is C[,H,W], as in 3,224,224, got {sizes!r}") from error
+
+
 def _network(where: str) -> co.CoModule:
     """The network that a function makes, in an importable module or a file."""
     place, _, name = where.rpartition(":")
     if not place:
-        raise ValueError(f"--net is WHERE:FUNCTION, as in my_networks.py:tiny, got {where!r}")
+        raise ValueError(f"a network is WHERE:FUNCTION, as in my_networks.py:tiny, got {where!r}")
     if place.endswith(".py"):
         spec = importlib.util.spec_from_file_location("cojax_user_network", place)
         if spec is None or spec.loader is None:

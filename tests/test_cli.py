@@ -148,7 +148,7 @@ def test_networks_of_ones_own_are_streamed(monkeypatch, capsys, own):
     ("arguments", "words"),
     [
         (["--net", "{}/nets.py:tiny"], "--net needs --weights"),
-        (["--net", "tiny"], "--net is WHERE:FUNCTION"),
+        (["--net", "tiny"], "a network is WHERE:FUNCTION"),
         (["--net", "{}/nets.py:none"], "has no function 'none'"),
         (["--net", "{}/nets.py:nothing"], "returned a int, expected a CoModule"),
         (["--net", "{}/nets.py:two", "--weights", "{}/empty.safetensors"], "has 2 outputs"),
@@ -165,6 +165,14 @@ def test_arguments_that_do_not_work_say_why(monkeypatch, capsys, own, arguments,
     feed(monkeypatch, ["1,2,3,4,5,6"])
     assert cli.main(["stream", *(a.format(own[0]) for a in arguments)]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_network_is_summarised(capsys, own):
+    folder, net, _ = own
+    assert cli.main(["summary", f"{folder}/nets.py:tiny", "--shape", "2,5", "--depth", "0"]) == 0
+    assert capsys.readouterr().out == f"{co.summary(net, (1, 2, 5), depth=0)}\n"
+    assert cli.main(["summary", f"{folder}/nets.py:tiny", "--shape", "2x5"]) == 2
+    assert "--shape is C[,H,W], as in 3,224,224, got '2x5'" in capsys.readouterr().err
 
 
 def test_the_recording_to_draw_must_exist(capsys):

@@ -17,12 +17,16 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 INSTALLS = [code for language, code in BLOCKS if language == "bash" and "pip install" in code]
 
 
-def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+def test_the_python_blocks_run_one_after_the_other_and_print_what_they_say(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "readme"}
     for language, code in BLOCKS:
         if language == "python":
             exec(compile(code, "README.md", "exec"), names)
+            said = re.findall(r"^# \|(?: (.*))?$", code, flags=re.MULTILINE)
+            assert capsys.readouterr().out.splitlines() == said
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ class _MultiheadAttention(CoModule):
     @nn.nowrap
     def _require_tokens(self, x: Any, space: int) -> Spec:
         """The spec of the queries, if these are queries, keys and values of the right shapes."""
-        streams = x if isinstance(x, tuple) else (x,) * 3
+        streams = _three(x)
         axes = ("batch", "channel", "token")[: 2 + space]
         if len(streams) != 3 or any(isinstance(stream, tuple) for stream in streams):
             raise InputError(
@@ -96,9 +96,8 @@ class _MultiheadAttention(CoModule):
 
     def _projected(self, tokens: Any) -> tuple[Array, Array, Array]:
         """Queries, keys and values ``(..., H, D)`` of tokens ``(..., C)``, or of three streams."""
-        streams = tokens if isinstance(tokens, tuple) else (tokens,) * 3
         projected = []
-        for x, kernel, offset in zip(streams, self.kernels, self.offsets, strict=True):
+        for x, kernel, offset in zip(_three(tokens), self.kernels, self.offsets, strict=True):
             y = x @ kernel.astype(x.dtype)
             if offset is not None:
                 y = y + offset.astype(x.dtype)
@@ -121,6 +120,11 @@ class _MultiheadAttention(CoModule):
         y = attended(weights, value)
         y = y @ self.out_kernel.astype(y.dtype)
         return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
+
+
+def _three(streams: Any) -> Any:
+    """Queries, keys and values: of one stream, unless each has its own."""
+    return streams if isinstance(streams, tuple) else (streams,) * 3
 
 
 def _with(tokens: Array, token: Array) -> Array:
@@ -150,8 +154,13 @@ class _StreamAttention(_MultiheadAttention):
     def _remembers_queries(self) -> bool:
         raise NotImplementedError
 
+    @nn.nowrap
+    def _asking(self, tokens: Array) -> Array:
+        """Those tokens of a clip ``(B, T, ...)`` that attend."""
+        return tokens
+
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        """What every window of tokens ``(B, T, H, D)`` gives, time third."""
+        """What those that attend find among every window of ``(B, T, H, D)``; time third."""
         raise NotImplementedError
 
     @property
@@ -166,8 +175,9 @@ class _StreamAttention(_MultiheadAttention):
         steps = flat_streams(x)[0].shape[2]
         if self.timing.n_out(steps) < 1:
             raise InputError(self._too_short(steps))
-        tokens = map_streams(lambda stream: jnp.moveaxis(stream, 2, 1), x)
-        return self._over_windows(*self._projected(tokens), train)
+        query, key, value = _three(map_streams(lambda stream: jnp.moveaxis(stream, 2, 1), x))
+        projected = self._projected((self._asking(query), key, value))
+        return self._over_windows(*projected, train)
 
     def fresh_state(self, x: Any) -> State:
         names = ("query", "key", "value") if self._remembers_queries else ("key", "value")
@@ -209,7 +219,7 @@ class _StreamAttention(_MultiheadAttention):
                 )
                 joined.append(jnp.concatenate([padding, token], axis=1))
         query, key, value = joined
-        y = self._over_windows(query, key, value, train=False)
+        y = self._over_windows(self._asking(query), key, value, train=False)
         return arrived.leaves(y, arrived.emitted(count, self.timing), self.timing), after
 
 
@@ -283,11 +293,15 @@ class SingleOutputMultiheadAttention(_StreamAttention):
         tokens = map_streams(lambda stream: jnp.moveaxis(stream, 2, 1), x)
         return jnp.moveaxis(self._attention(*self._projected(tokens), train), 1, 2)
 
+    @nn.nowrap
+    def _asking(self, tokens: Array) -> Array:
+        outputs = tokens.shape[1] - self._length + 1
+        return tokens[:, self.query_place : self.query_place + outputs]
+
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        first, outputs = self.query_place, query.shape[1] - self._length + 1
-        query = query[:, first : first + outputs, None]
         key, value = (windows(tokens, self._length) for tokens in (key, value))
-        return jnp.moveaxis(self._attention(query, key, value, train)[:, :, 0], 1, 2)
+        found = self._attention(query[:, :, None], key, value, train)
+        return jnp.moveaxis(found[:, :, 0], 1, 2)
 
     def _answer(self, rings: State, query: Array, count: Array | int, train: bool) -> Array:
         if self._remembers_queries:
@@ -385,12 +399,11 @@ class WindowMultiheadAttention(_MultiheadAttention):
         return Spec(query.shape[:2], query.dtype)
 
     def clip(self, x: Any, train: bool = False) -> Array:
-        tokens = map_streams(lambda stream: jnp.moveaxis(stream, 1, -1), x)  # (B, T, N, C)
-        query, key, value = self._projected(tokens)
-        if self.query_index is None:
-            return jnp.moveaxis(self._attention(query, key, value, train), -1, 1)
-        query = query[:, :, self.query_index, None]
-        return jnp.moveaxis(self._attention(query, key, value, train)[:, :, 0], -1, 1)
+        query, key, value = _three(map_streams(lambda stream: jnp.moveaxis(stream, 1, -1), x))
+        if self.query_index is not None:
+            query = query[:, :, self.query_index, None]
+        y = jnp.moveaxis(self._attention(*self._projected((query, key, value)), train), -1, 1)
+        return y if self.query_index is None else jnp.squeeze(y, -1)
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         x = map_streams(lambda each: jnp.expand_dims(each.clean(), 2), signal)
