@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
+from cojax.layers.initializers import Initializer
 from cojax.module import CoModule, require_step
 
 
@@ -30,6 +31,7 @@ class _BatchNorm(CoModule):
       affine: whether a scale and a bias are learnt.
       track_running_stats: whether there are running statistics. Without them the statistics of a
         whole clip are needed, so that the layer can step in training only.
+      scale_init: initializer of the scale; ones by default.
       param_dtype: the dtype of parameters and statistics.
 
     Shapes:
@@ -49,12 +51,13 @@ class _BatchNorm(CoModule):
     momentum: float | None = 0.1
     affine: bool = True
     track_running_stats: bool = True
+    scale_init: Initializer | None = None
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         shape = (self.num_features,)
         if self.affine:
-            self.scale = self.param("scale", _ones, shape, self.param_dtype)
+            self.scale = self.param("scale", self.scale_init or _ones, shape, self.param_dtype)
             self.offset = self.param("bias", _zeros, shape, self.param_dtype)
         if self.track_running_stats:
             self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
