@@ -97,7 +97,7 @@ def cost_gcn(
         net = co.models.cost_gcn("ntu60")
         variables = net.init(jax.random.key(0), method="declare")
         state = net.init_state((1, 3, 25, 2))
-        logits, state = net.apply(variables, state, jnp.ones((1, 3, 25, 2)), method="forward_step")
+        frame, state = net.apply(variables, state, jnp.ones((1, 3, 25, 2)), method="forward_step")
 
     Args:
       dataset: "ntu60" or "ntu120" (NTU RGB+D, 25 joints) or "kinetics" (18 joints): the skeleton

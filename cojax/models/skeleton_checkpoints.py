@@ -1,7 +1,7 @@
 """The names in the checkpoints of ``continual-skeletons``.
 
 Those of its continual networks are the names of ours. Its regular networks (ST-GCN, AGCN, S-TR)
-and checkpoints flattened by ``continual``, know nothing of the residual connection that a block is
+and checkpoints flattened by ``continual`` know nothing of the residual connection that a block is
 wrapped in.
 """
 
@@ -27,6 +27,8 @@ def rename_regular(name: str) -> str:
     network stay as they are.
 
     Example::
+
+        from cojax.models.skeleton_checkpoints import rename_regular
 
         net = co.models.cost_gcn(modified=False)
         variables = co.load_torch(net, "st_gcn.ckpt", rename=rename_regular)
