@@ -1,6 +1,6 @@
 """Continual Inference Networks in JAX: trained on clips, run on streams, one step at a time."""
 
-from cojax import analysis
+from cojax import analysis, models
 from cojax.analysis.flops import flops
 from cojax.analysis.summary import summary
 from cojax.analysis.timeline import timeline
@@ -201,6 +201,7 @@ __all__ = [
     "call_mode",
     "flops",
     "load_torch",
+    "models",
     "save_torch",
     "summary",
     "timeline",

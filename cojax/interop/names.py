@@ -109,6 +109,15 @@ _LEAVES: dict[type[CoModule], tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...
 }
 
 
+def name_variables(kind: type[CoModule], *leaves: Leaf) -> None:
+    """Gives the variables of a module's own their torch names, in torch's order.
+
+    For modules defined outside the library's layers. The modules within need none: they are named
+    by ``children``.
+    """
+    _LEAVES[kind] = leaves
+
+
 class Entry(NamedTuple):
     """One variable of a network.
 

@@ -21,6 +21,7 @@ from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, spec_of
 from cojax.layers.arguments import IntOrTuple
 from cojax.layers.axes import TIME, non_temporal
+from cojax.layers.initializers import Initializer
 from cojax.module import CoModule, TimeLocal, require_floating, require_step
 from cojax.ops.precision import widened
 
@@ -28,12 +29,16 @@ _PER_STEP = "take the statistics of each step in every mode, forward included, w
 
 
 def _learnt(
-    module: Any, shape: tuple[int, ...], scale: bool, bias: bool
+    module: Any,
+    shape: tuple[int, ...],
+    scale: bool,
+    bias: bool,
+    scale_init: Initializer | None = None,
 ) -> tuple[Array | None, Array | None]:
     """The variables ``scale`` and ``bias`` of a module; None for what it does not learn."""
     dtype = module.param_dtype
     return (
-        module.param("scale", ones, shape, dtype) if scale else None,
+        module.param("scale", scale_init or ones, shape, dtype) if scale else None,
         module.param("bias", zeros, shape, dtype) if bias else None,
     )
 
@@ -84,6 +89,7 @@ class _RunningNorm(CoModule):
     affine: bool = True
     track_running_stats: bool = True
     bias: bool = True
+    scale_init: Initializer | None = None
     param_dtype: DTypeLike = jnp.float32
 
     @nn.nowrap
@@ -102,7 +108,8 @@ class _RunningNorm(CoModule):
 
     def setup(self) -> None:
         shape = (self.num_features,)
-        self.scale, self.offset = _learnt(self, shape, self.affine, self.affine and self.bias)
+        bias = self.affine and self.bias
+        self.scale, self.offset = _learnt(self, shape, self.affine, bias, self.scale_init)
         if self.track_running_stats:
             self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, self.param_dtype)
             self.var = self.variable("batch_stats", "var", jnp.ones, shape, self.param_dtype)
@@ -174,6 +181,7 @@ class _BatchNorm(_RunningNorm):
       track_running_stats: whether there are running statistics. Without them the statistics of a
         whole clip are needed, so that the layer can step in training only.
       bias: whether the bias is among what is learnt.
+      scale_init: the initializer of the scale; ones by default.
       param_dtype: the dtype of parameters and statistics.
 
     Shapes:
@@ -220,6 +228,7 @@ class _InstanceNorm(_RunningNorm):
       affine: whether a scale and a bias are learnt.
       track_running_stats: whether there are running statistics.
       bias: whether the bias is among what is learnt.
+      scale_init: the initializer of the scale; ones by default.
       param_dtype: the dtype of parameters and statistics.
       per_step: whether statistics are those of each step in every mode, ``forward`` included, which
         then differs from torch's. So the layer is local in time.

@@ -1,0 +1,99 @@
+"""What the layers that mix the joints of skeletons share."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.core import FrozenDict
+from jax import Array
+
+from cojax.container import key
+from cojax.errors import InputError, located
+from cojax.frames import Signal, Spec, State, map_streams
+from cojax.models.graph import Graph
+from cojax.module import CoModule, require_step
+
+Run = Callable[[str, Any], Any]
+
+
+class JointUnit(CoModule):
+    """Mixes the joints of each person, frame by frame, with modules that have no memory either.
+
+    Subclasses say which these are (``names``, ``modules``) and write their mathematics once, in
+    ``compute``, for clips. A step computes a clip of one step, in which the modules within run by
+    their steps: a batch norm takes no statistics of an invalid frame.
+
+    Attributes:
+      in_channels, out_channels: channels of the input and of the output.
+      graph: the skeleton.
+      layers: the modules within, by name; made here.
+
+    Shapes:
+      clip ``(B, in_channels, T, persons * joints)`` to ``(B, out_channels, T, persons * joints)``,
+      persons one behind another; step the same without ``T``.
+
+    Raises:
+      InputError: for an input of another rank, channel count or number of joints, or a dtype that
+        is not floating.
+    """
+
+    names: ClassVar[tuple[str, ...]]
+
+    in_channels: int
+    out_channels: int
+    graph: Graph
+    layers: Mapping[str, CoModule] = FrozenDict()
+
+    def __post_init__(self) -> None:
+        if not self.layers:  # Else Flax rebuilds the unit.
+            self.layers = FrozenDict(self.modules())
+        super().__post_init__()
+
+    @nn.nowrap
+    def modules(self) -> dict[str, CoModule]:
+        """The modules within, by name."""
+        raise NotImplementedError
+
+    def compute(self, x: Array, run: Run, train: bool) -> Array:
+        """The output for a clip, where ``run(name, x)`` runs the module of this name."""
+        raise NotImplementedError
+
+    def children(self) -> Mapping[str, CoModule]:
+        return {name: self.layers[name] for name in self.names if name in self.layers}
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, 1, self.in_channels)
+        if x.shape[2] % self.graph.joints:
+            raise InputError(
+                f"{type(self).__name__} mixes the {self.graph.joints} joints of each person, got "
+                f"{x.shape[2]} in a step of shape {x.shape}"
+            )
+        return Spec((x.shape[0], self.out_channels, x.shape[2]), x.dtype)
+
+    def clip(self, x: Array, train: bool = False) -> Array:
+        def run(name: str, x: Any) -> Any:
+            with located(key(name)):
+                return self.layers[name].clip(x, train=train)
+
+        return self.compute(x, run, train)
+
+    def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
+        def run(name: str, x: Any) -> Any:
+            signals = map_streams(lambda clip: signal.becomes(jnp.squeeze(clip, 2)), x)
+            with located(key(name)):
+                stepped, _ = self.layers[name].step({}, signals, train=train)
+            return map_streams(lambda each: jnp.expand_dims(each.value, 2), stepped)
+
+        y = self.compute(jnp.expand_dims(signal.clean(), 2), run, train)
+        return signal.becomes(jnp.squeeze(y, 2)), state
+
+    @nn.nowrap
+    def by_person(self, x: Array) -> Array:
+        """``(..., persons * joints)`` as ``(..., persons, joints)``."""
+        return x.reshape(*x.shape[:-1], -1, self.graph.joints)
+
+
+def side_by_side(x: Array) -> Array:
+    """``(..., persons, joints)`` as ``(..., persons * joints)``."""
+    return x.reshape(*x.shape[:-2], -1)

@@ -1,0 +1,139 @@
+"""Spatial attention: every joint attends to all joints of its person, within a frame."""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from cojax.interop.names import Leaf, name_variables
+from cojax.layers.conv import Conv2d
+from cojax.layers.norm import BatchNorm1d, BatchNorm2d
+from cojax.models.joints import JointUnit, Run, side_by_side
+from cojax.module import CoModule
+
+
+class SpatialAttention(JointUnit):
+    """Attention of several heads among the joints of a person, within a frame.
+
+    Queries and keys have ``out_channels // 4`` channels in all, values ``out_channels``. In
+    training, DropConnect hides joints from all joints of their person, by frame and head; it needs
+    an rng named "dropout".
+
+    Source: Plizzari, Cannici and Matteucci, "Skeleton-based action recognition via spatial and
+    temporal transformer networks", CVIU 2021, https://arxiv.org/abs/2008.07404.
+
+    Attributes:
+      num_heads: the heads.
+      drop_connect: the probability that a joint is hidden in training.
+
+    The other attributes, shapes and errors are those of :class:`~cojax.models.joints.JointUnit`.
+
+    Raises:
+      ValueError: at construction, if the heads do not divide the channels, or for a
+        ``drop_connect`` that is no probability.
+    """
+
+    names = ("qkv_conv", "attn_out")
+
+    num_heads: int = 8
+    drop_connect: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.num_heads < 1 or self.out_channels % (4 * self.num_heads):
+            raise ValueError(
+                f"{self.out_channels=} must be a multiple of 4 * num_heads = {4 * self.num_heads}: "
+                "queries and keys have a quarter of the channels, shared among the heads"
+            )
+        if not 0 <= self.drop_connect <= 1:
+            raise ValueError(f"{self.drop_connect=} must be a probability")
+        super().__post_init__()
+
+    @nn.nowrap
+    def modules(self) -> dict[str, CoModule]:
+        channels = self.out_channels
+        return {
+            "qkv_conv": Conv2d(self.in_channels, channels // 4 * 2 + channels, 1),
+            "attn_out": Conv2d(channels, channels, 1),
+        }
+
+    def compute(self, x: Array, run: Run, train: bool) -> Array:
+        quarter = self.out_channels // 4
+        q, k, v = map(self._by_head, jnp.split(run("qkv_conv", x), (quarter, 2 * quarter), axis=1))
+        logits = jnp.einsum("bhctpq,bhctpk->bhtpqk", q / math.sqrt(q.shape[2]), k)
+        weights = jax.nn.softmax(logits, axis=-1)
+        if train and self.drop_connect:
+            weights = self._hide_joints(weights)
+        y = side_by_side(jnp.einsum("bhtpqk,bhctpk->bhctpq", weights, v))
+        return run("attn_out", y.reshape(x.shape[0], self.out_channels, *x.shape[2:]))
+
+    @nn.nowrap
+    def _by_head(self, x: Array) -> Array:
+        """``(B, C, T, persons * joints)`` as ``(B, heads, C / heads, T, persons, joints)``."""
+        return self.by_person(x.reshape(x.shape[0], self.num_heads, -1, *x.shape[2:]))
+
+    def _hide_joints(self, weights: Array) -> Array:
+        """The weights of the joints that stay, which add up to one again."""
+        joints = (*weights.shape[:-2], 1, weights.shape[-1])
+        stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.drop_connect, joints)
+        weights = jnp.where(stays, weights, 0)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        return weights / jnp.where(total > 0, total, 1)
+
+
+class AttentionUnit(JointUnit):
+    """``relu(norm(attention(joint_norm(x)) + x))``, without the sum where the channels change.
+
+    ``joint_norm`` normalises every channel of every joint for itself.
+
+    Source: as of :class:`SpatialAttention`.
+
+    Attributes:
+      num_heads, drop_connect: as of :class:`SpatialAttention`.
+
+    The other attributes, shapes and errors are those of :class:`~cojax.models.joints.JointUnit`.
+    Variables: ``A`` in ``params``, ``(3, joints, joints)``, of no effect: checkpoints hold it, and
+    count it among what is trained.
+    """
+
+    names = ("data_bn", "bn", "attention_conv")
+
+    num_heads: int = 8
+    drop_connect: float = 0.5
+
+    @nn.nowrap
+    def modules(self) -> dict[str, CoModule]:
+        attention = SpatialAttention(
+            self.in_channels,
+            self.out_channels,
+            self.graph,
+            num_heads=self.num_heads,
+            drop_connect=self.drop_connect,
+        )
+        return {
+            "data_bn": BatchNorm1d(self.in_channels * self.graph.joints),
+            "attention_conv": attention,
+            "bn": BatchNorm2d(self.out_channels),
+        }
+
+    def setup(self) -> None:
+        self.adjacency = self.param("A", lambda _: jnp.asarray(self.graph.adjacency()))
+
+    def compute(self, x: Array, run: Run, train: bool) -> Array:
+        y = run("attention_conv", self._joint_norm(x, run))
+        if self.in_channels == self.out_channels:
+            y = y + x
+        return jax.nn.relu(run("bn", y))
+
+    def _joint_norm(self, x: Array, run: Run) -> Array:
+        """Joints become channels, and persons rows of the batch."""
+        batch, channels, steps, _ = x.shape
+        joints = self.graph.joints
+        y = jnp.transpose(self.by_person(x), (0, 3, 1, 4, 2))
+        y = run("data_bn", y.reshape(-1, channels * joints, steps))
+        y = y.reshape(batch, -1, channels, joints, steps)
+        return jnp.transpose(y, (0, 2, 4, 1, 3)).reshape(x.shape)
+
+
+name_variables(AttentionUnit, Leaf("params", "A", "A"))
