@@ -1,5 +1,6 @@
 """Continual Inference Networks in JAX: trained on clips, run on streams, one step at a time."""
 
+from cojax import models
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import (
     Broadcast,
@@ -89,6 +90,7 @@ __all__ = [
     "Timing",
     "Zero",
     "load_torch",
+    "models",
     "save_torch",
     "to_torch",
 ]

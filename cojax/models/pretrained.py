@@ -1,0 +1,4 @@
+"""t"""
+class Format: pass
+class Pretrained: pass
+def load_pretrained(): pass
