@@ -92,8 +92,13 @@ def coi3d(
     https://arxiv.org/abs/2106.00050. Modules are named as there.
 
     Args:
-      image_size, num_classes, depth, width_factor, dropout, in_channels: as of :func:`coslow`.
-      pool_size: the steps that the head averages, of which every second reaches it.
+      image_size: the side of the images, in pixels, as of :func:`coslow`.
+      pool_size: the steps that the head averages; every second reaches it.
+      num_classes: the classes.
+      depth: 50 or 101 layers, or the blocks of each of the four stages.
+      width_factor: channels in proportion to those of ResNet.
+      dropout: the probability of dropping a feature in front of the projection while training.
+      in_channels: the channels of the images.
 
     Returns:
       A network as :func:`coslow`.

@@ -50,8 +50,9 @@ def cox3d(
         several places is averaged.
       pool_size: the steps that the head averages, and SE with ``se_scope="clip"``.
       num_classes: the classes.
-      width_factor, depth_factor, bottleneck_factor: channels, blocks and inner channels of a block
-        in proportion to X3D's smallest.
+      width_factor: channels in proportion to X3D's smallest.
+      depth_factor: blocks in proportion to X3D's smallest.
+      bottleneck_factor: the channels within a block in proportion to those between blocks.
       se_scope: what SE averages. "frame": the frame at hand, in all modes, so that a stream equals
         its clip. "clip": ``forward`` averages over the whole clip as X3D does, a stream over
         ``pool_size`` steps from the frame on, for which every SE waits ``pool_size - 1`` steps;
