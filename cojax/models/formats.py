@@ -1,5 +1,6 @@
 """How others name the weights of the networks in the zoo."""
 
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
@@ -55,7 +56,10 @@ def _stage(shift: int, template: str) -> Callable[[re.Match[str]], str]:
 
 
 def _identity_norms(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The batch norms behind projections to as many channels, where pytorchvideo has none."""
+    """The batch norms behind projections to as many channels, where pytorchvideo has none.
+
+    ``(x - 0) / sqrt(1 + eps) * weight + 0`` is ``x``, to the last bit.
+    """
     filled: dict[str, np.ndarray] = {}
     for name, tensor in given.items():
         norm = name.removesuffix("branch1.weight") + "branch1_bn."
@@ -64,10 +68,10 @@ def _identity_norms(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
             ones = np.ones(tensor.shape[0], np.float32)
             zeros = np.zeros_like(ones)
             filled |= {
-                f"{norm}weight": ones,
+                f"{norm}weight": ones * math.sqrt(1 + BatchNorm3d.eps),
                 f"{norm}bias": zeros,
                 f"{norm}running_mean": zeros,
-                f"{norm}running_var": ones - BatchNorm3d.eps,
+                f"{norm}running_var": ones,
             }
     return filled
 
