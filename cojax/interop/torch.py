@@ -19,6 +19,8 @@ from cojax.module import CoModule
 Rename = Mapping[str, str] | Callable[[str], str]
 
 _TORCH_FILES = (".pt", ".pth", ".pyth", ".ckpt")
+# More misfits than this are no misspellings, and comparing all of them takes minutes.
+_MANY = 50
 _NESTED_UNDER = ("state_dict", "model_state", "model")
 
 
@@ -344,6 +346,8 @@ def _renaming(name: str, origins: Mapping[str, str]) -> str:
 
 
 def _nearest(name: str, candidates: list[str], given: Mapping[str, Any] | None = None) -> str:
+    if len(candidates) > _MANY:
+        return ""
     close = difflib.get_close_matches(name, candidates, n=2, cutoff=0.5)
     if not close:
         return ""
