@@ -17,7 +17,7 @@ from cojax.models.graph_convolution import (
 )
 from cojax.models.skeleton_checkpoints import is_regular, rename_regular
 from cojax.models.spatial_attention import AttentionUnit, SpatialAttention
-from tests.goldens import golden_file, load
+from tests.goldens import find, load
 from tests.laws import assert_same_bits, check_laws, clip_of
 from tests.networks import random_variables
 
@@ -138,7 +138,7 @@ def test_datasets_decide_on_joints_and_classes(dataset, joints, classes, persons
 
 
 def test_the_graph_of_ntu_is_the_published_one():
-    with np.load(golden_file("ntu_graph")) as file:
+    with np.load(find("golden/ntu_graph.npz")) as file:
         np.testing.assert_allclose(co.models.NTU_RGBD.adjacency(), file["A"], rtol=1e-6)
 
 

@@ -19,6 +19,8 @@ from cojax.module import CoModule
 Rename = Mapping[str, str] | Callable[[str], str]
 
 _TORCH_FILES = (".pt", ".pth", ".pyth", ".ckpt")
+# More misfits than this are no misspellings, and comparing all of them takes minutes.
+_MANY = 50
 _NESTED_UNDER = ("state_dict", "model_state", "model")
 
 
@@ -63,22 +65,23 @@ def load_torch(
       CheckpointError: if the file cannot be read; with every missing, unexpected and mis-shaped
         entry if it does not fit.
     """
-    state_dict = _read(source)
+    state_dict = read(source)
     given: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for name, tensor in state_dict.items():
         new = _renamed(name, rename)
         if not isinstance(new, str):
             raise CheckpointError(f"the checkpoint's entry {name!r} is called {new!r}: no name")
         if new in given:
             raise CheckpointError(f"two entries of the checkpoint are called {new!r} when renamed")
-        given[new] = tensor
+        given[new], origins[new] = tensor, name
 
     wanted = entries(net)
     names = _names(wanted, given, flatten)
     problems = [
         *_missing(wanted, names, given),
-        *_unexpected(wanted, names, given),
-        *_misshaped(wanted, names, given),
+        *_unexpected(wanted, names, given, origins),
+        *_misshaped(wanted, names, given, origins),
     ]
     values: dict[tuple[str, ...], np.ndarray] = {}
     for entry in wanted:
@@ -191,7 +194,8 @@ def _exported(
     return exported
 
 
-def _read(source: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, Any]:
+def read(source: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, Any]:
+    """The tensors of a checkpoint by their names, as :func:`load_torch` takes it."""
     where = "the checkpoint"
     content: Any = source
     if isinstance(source, str | os.PathLike):
@@ -321,29 +325,43 @@ def _missing(wanted: list[Entry], names: Mapping[Any, str], given: Mapping[str, 
 
 
 def _unexpected(
-    wanted: list[Entry], names: Mapping[Any, str], given: Mapping[str, Any]
+    wanted: list[Entry],
+    names: Mapping[Any, str],
+    given: Mapping[str, Any],
+    origins: Mapping[str, str],
 ) -> list[str]:
     used = set(names.values())
     absent = {names[e.path]: e.torch_shape for e in wanted if names[e.path] not in given}
     return [
-        f"unexpected {name}, of shape {tuple(tensor.shape)}" + _nearest(name, list(absent))
+        f"unexpected {_renaming(name, origins)}, of shape {tuple(tensor.shape)}"
+        + _nearest(name, list(absent))
         for name, tensor in given.items()
         if name not in used
     ]
 
 
 def _misshaped(
-    wanted: list[Entry], names: Mapping[Any, str], given: Mapping[str, Any]
+    wanted: list[Entry],
+    names: Mapping[Any, str],
+    given: Mapping[str, Any],
+    origins: Mapping[str, str],
 ) -> list[str]:
     return [
-        f"{name} has shape {tuple(given[name].shape)}, expected {entry.torch_shape}"
+        f"{_renaming(name, origins)} has shape {tuple(given[name].shape)}, expected "
+        f"{entry.torch_shape}"
         for entry in wanted
         for name in [names[entry.path]]
         if name in given and tuple(given[name].shape) != entry.torch_shape
     ]
 
 
+def _renaming(name: str, origins: Mapping[str, str]) -> str:
+    return name if origins[name] == name else f"{name} ({origins[name]} in the checkpoint)"
+
+
 def _nearest(name: str, candidates: list[str], given: Mapping[str, Any] | None = None) -> str:
+    if len(candidates) > _MANY:
+        return ""
     close = difflib.get_close_matches(name, candidates, n=2, cutoff=0.5)
     if not close:
         return ""

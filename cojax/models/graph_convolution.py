@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from cojax.analysis.macs import Macs, register_macs
 from cojax.combinators.parallel import Parallel
 from cojax.combinators.sequential import Sequential
+from cojax.frames import Spec
 from cojax.interop.names import Leaf, name_variables
 from cojax.layers.conv import Conv2d
 from cojax.layers.norm import BatchNorm2d
@@ -148,3 +150,19 @@ name_variables(
     Leaf("params", "graph_attn", "graph_attn"),
     Leaf("constants", "A", "A"),
 )
+
+
+@register_macs(GraphConvolution)
+def _(layer: GraphConvolution, x: Spec, y: Spec) -> Macs:
+    return Macs(matmul=PARTITIONS * math.prod(x.shape) * layer.graph.joints)
+
+
+@register_macs(AdaptiveGraphConvolution)
+def _(layer: AdaptiveGraphConvolution, x: Spec, y: Spec) -> Macs:
+    likeness, mixing = math.prod(y.shape) // 4, math.prod(x.shape)
+    return Macs(matmul=PARTITIONS * layer.graph.joints * (likeness + mixing))
+
+
+@register_macs(RowSumGraphConvolution)
+def _(layer: RowSumGraphConvolution, x: Spec, y: Spec) -> int:
+    return 0

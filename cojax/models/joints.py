@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax import Array
 
+from cojax.chunks import Chunk
 from cojax.container import key
 from cojax.errors import InputError, located
 from cojax.frames import Signal, Spec, State, map_streams
@@ -87,6 +88,9 @@ class JointUnit(CoModule):
 
         y = self.compute(jnp.expand_dims(signal.clean(), 2), run, train)
         return signal.becomes(jnp.squeeze(y, 2)), state
+
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
+        return chunk.becomes(self.clip(chunk.clean())), state
 
     @nn.nowrap
     def by_person(self, x: Array) -> Array:

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from cojax.analysis.macs import Macs, register_macs
+from cojax.frames import Spec
 from cojax.interop.names import Leaf, name_variables
 from cojax.layers.conv import Conv2d
 from cojax.layers.norm import BatchNorm1d, BatchNorm2d
@@ -137,3 +139,14 @@ class AttentionUnit(JointUnit):
 
 
 name_variables(AttentionUnit, Leaf("params", "A", "A"))
+
+
+@register_macs(SpatialAttention)
+def _(layer: SpatialAttention, x: Spec, y: Spec) -> Macs:
+    likeness, mixing = math.prod(y.shape) // 4, math.prod(y.shape)
+    return Macs(matmul=layer.graph.joints * (likeness + mixing))
+
+
+@register_macs(AttentionUnit)
+def _(layer: AttentionUnit, x: Spec, y: Spec) -> int:
+    return 0

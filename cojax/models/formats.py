@@ -1,0 +1,173 @@
+"""How others name the weights of the networks in the zoo."""
+
+import math
+import re
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cojax.layers.norm import BatchNorm3d
+from cojax.models.skeleton_checkpoints import is_regular, rename_regular
+
+Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+def _nothing(_given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {}
+
+
+class Format(NamedTuple):
+    """How files of one origin name a network's weights.
+
+    Attributes:
+      name: what the format is called.
+      recognise: whether a file that holds these names is one of them.
+      rename: the network's name for one of the file's. The numbers between its first part and its
+        last may be left out where that leaves no two alike.
+      head: what the names of the layer that tells the classes apart begin with.
+      fill: the tensors, by the network's names, that such files lack beside those given.
+    """
+
+    name: str
+    recognise: Callable[[Collection[str]], bool]
+    rename: Callable[[str], str]
+    head: str
+    fill: Callable[[Mapping[str, Any]], dict[str, np.ndarray]] = _nothing
+
+
+def _holding(*marks: str) -> Callable[[Collection[str]], bool]:
+    return lambda names: all(mark in names for mark in marks)
+
+
+def _replacing(*rules: Rule) -> Callable[[str], str]:
+    """Applies the rules, regular expressions with what replaces them, one after another."""
+
+    def rename(name: str) -> str:
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return rename
+
+
+def _stage(shift: int, template: str) -> Callable[[re.Match[str]], str]:
+    """A stage, found as the first group, under a number moved by ``shift``."""
+    return lambda match: match.expand(template.format(int(match[1]) + shift))
+
+
+def _identity_norms(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The batch norms behind projections to as many channels, where pytorchvideo has none.
+
+    ``(x - 0) / sqrt(1 + eps) * weight + 0`` is ``x``, to the last bit.
+    """
+    filled: dict[str, np.ndarray] = {}
+    for name, tensor in given.items():
+        norm = name.removesuffix("branch1.weight") + "branch1_bn."
+        lacks_norm = not any(other.startswith(norm) for other in given)
+        if name.endswith(".branch1.weight") and tensor.shape[0] == tensor.shape[1] and lacks_norm:
+            ones = np.ones(tensor.shape[0], np.float32)
+            zeros = np.zeros_like(ones)
+            filled |= {
+                f"{norm}weight": ones * math.sqrt(1 + BatchNorm3d.eps),
+                f"{norm}bias": zeros,
+                f"{norm}running_mean": zeros,
+                f"{norm}running_var": ones,
+            }
+    return filled
+
+
+_PROJECTION: tuple[Rule, ...] = (
+    (r"\.branch1_conv\.", ".branch1."),
+    (r"\.branch1_norm\.", ".branch1_bn."),
+)
+
+_pytorchvideo_x3d = _replacing(
+    (r"^blocks\.0\.conv\.conv_t\.", "s1.pathway0_stem.conv_xy."),  # Their conv_t is spatial.
+    (r"^blocks\.0\.conv\.conv_xy\.", "s1.pathway0_stem.conv."),
+    (r"^blocks\.0\.norm\.", "s1.pathway0_stem.bn."),
+    (r"^blocks\.([1-4])\.res_blocks\.(\d+)\.", _stage(1, r"s{}.pathway0_res\2.")),
+    *_PROJECTION,
+    (r"\.norm_b\.0\.", ".norm_b."),
+    (r"\.norm_b\.1\.block\.0\.", ".se.fc1."),
+    (r"\.norm_b\.1\.block\.2\.", ".se.fc2."),
+    (r"\.branch2\.conv_([abc])\.", r".branch2.\1."),
+    (r"\.branch2\.norm_([abc])\.", r".branch2.\1_bn."),
+    (r"^blocks\.5\.pool\.pre_conv\.", "head.conv_5."),
+    (r"^blocks\.5\.pool\.pre_norm\.", "head.conv_5_bn."),
+    (r"^blocks\.5\.pool\.post_conv\.", "head.lin_5."),
+    (r"^blocks\.5\.proj\.", "head.projection."),
+)
+
+_pytorchvideo_slow = _replacing(
+    (r"^blocks\.0\.", "0."),
+    (r"^blocks\.([1-4])\.res_blocks\.(\d+)\.", r"\1.pathway0_res\2."),
+    *_PROJECTION,
+    (r"^blocks\.5\.proj\.", "5.projection."),
+)
+
+# Block 2 is a pool, without weights.
+_without_pool = _replacing((r"^blocks\.([3-6])\.", _stage(-1, "blocks.{}.")))
+
+_pyslowfast_resnet = _replacing(
+    (r"^s1\.pathway0_stem\.conv\.", "0.conv."),
+    (r"^s1\.pathway0_stem\.bn\.", "0.norm."),
+    (r"^s([2-5])\.", _stage(-1, "{}.")),
+    (r"\.branch2\.([abc])\.", r".branch2.conv_\1."),
+    (r"\.branch2\.([abc])_bn\.", r".branch2.norm_\1."),
+    (r"^head\.projection\.", "5.projection."),
+)
+
+# The first that recognises a file has it.
+FORMATS = (
+    Format("ST-GCN, AGCN or S-TR", is_regular, rename_regular, "fc"),
+    Format(
+        "continual-skeletons",
+        _holding("layers.layer1.gcn.bn.weight", "layers.layer2.0.1.gcn.bn.weight"),
+        str,
+        "fc",
+    ),
+    Format(
+        "pytorchvideo X3D",
+        _holding("blocks.0.conv.conv_t.weight"),
+        _pytorchvideo_x3d,
+        "head.projection",
+        _identity_norms,
+    ),
+    Format(
+        "pytorchvideo Slow",
+        _holding("blocks.0.conv.weight", "blocks.2.res_blocks.0.branch2.conv_a.weight"),
+        _pytorchvideo_slow,
+        "5.projection",
+    ),
+    Format(
+        "pytorchvideo I3D",
+        _holding("blocks.0.conv.weight", "blocks.5.res_blocks.0.branch2.conv_a.weight"),
+        lambda name: _pytorchvideo_slow(_without_pool(name)),
+        "5.projection",
+    ),
+    Format(
+        "co3d X3D",
+        _holding("s1.pathway0_stem.conv_xy.weight", "s2.pathway0_res0.0.1.branch2.a.weight"),
+        str,
+        "head.projection",
+    ),
+    Format(
+        "co3d ResNet",
+        _holding("0.conv.weight", "1.pathway0_res0.0.1.branch2.conv_a.weight"),
+        str,
+        "5.projection",
+    ),
+    Format(
+        "PySlowFast X3D",
+        _holding("s1.pathway0_stem.conv_xy.weight", "s2.pathway0_res0.branch2.a.weight"),
+        str,
+        "head.projection",
+    ),
+    Format(
+        "PySlowFast ResNet",
+        _holding("s1.pathway0_stem.conv.weight", "s2.pathway0_res0.branch2.a.weight"),
+        _pyslowfast_resnet,
+        "5.projection",
+    ),
+)

@@ -1,0 +1,132 @@
+"""Weights that others trained, for the networks of the zoo."""
+
+import functools
+import operator
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+
+from cojax.interop.names import Entry, entries
+from cojax.interop.torch import CheckpointError, load_torch, read
+from cojax.models.formats import FORMATS, Format
+from cojax.module import CoModule
+
+
+class Pretrained(NamedTuple):
+    """What came of a checkpoint.
+
+    Attributes:
+      variables: the network's variables.
+      format: what the checkpoint was taken for, e.g. "pytorchvideo X3D".
+      filled: the torch names of the tensors that such files lack, and that have a known value.
+      fresh: the torch names of the tensors initialised anew: those of a new head.
+    """
+
+    variables: dict[str, Any]
+    format: str
+    filled: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def load_pretrained(
+    net: CoModule,
+    source: Mapping[str, Any] | str | os.PathLike[str],
+    new_head: Array | None = None,
+) -> Pretrained:
+    """The variables of a network of the zoo, from a checkpoint in one of the formats of others.
+
+    These are known by their names: X3D, Slow and I3D of pytorchvideo and of PySlowFast, those of
+    co3d, and skeleton networks of continual-skeletons, its regular ones too. As with :func:`cojax.load_torch`, every tensor is used exactly once.
+
+    Example::
+
+        net = co.models.cox3d_m()
+        pretrained = co.models.load_pretrained(net, "X3D_M.pyth")
+        print(pretrained.format, pretrained.filled)
+        y = net.apply(pretrained.variables, clip)
+
+    Args:
+      net: the network.
+      source: a ``state_dict`` or a file, as of :func:`cojax.load_torch`.
+      new_head: a key, to initialise the layer that tells the classes apart anew, whatever the
+        checkpoint holds for it: for other classes than it was trained on.
+
+    Returns:
+      The variables, and what is worth knowing of them: a :class:`Pretrained`.
+
+    Raises:
+      CheckpointError: if the file cannot be read, or is of no known format; with every missing,
+        unexpected and mis-shaped entry if it does not fit the network.
+    """
+    state_dict = dict(read(source))
+    format = _recognised(state_dict)
+    wanted = entries(net)
+    own_name = _own_names(wanted)
+    names = {name: own_name(format.rename(name)) for name in state_dict}
+
+    head = [entry for entry in wanted if entry.name.startswith(f"{format.head}.")]
+    fresh = {}
+    if new_head is not None:
+        fresh = _initial(net, head, new_head)
+        state_dict = {k: v for k, v in state_dict.items() if names[k] not in fresh}
+    given = {names[name]: tensor for name, tensor in state_dict.items()}
+    filled = format.fill(given)
+    try:
+        variables = load_torch(net, {**state_dict, **filled, **fresh}, rename=names)
+    except CheckpointError as error:
+        hint = ""
+        if any(e.name in given and tuple(given[e.name].shape) != e.torch_shape for e in head):
+            hint = (
+                "\nIf the classes are not those of the checkpoint: new_head=jax.random.key(0) "
+                f"initialises {format.head} anew, and keeps the rest."
+            )
+        raise CheckpointError(f"taken for {format.name}, {error}{hint}") from error
+    return Pretrained(variables, format.name, tuple(filled), tuple(fresh))
+
+
+def _recognised(state_dict: Mapping[str, Any]) -> Format:
+    for format in FORMATS:
+        if format.recognise(state_dict.keys()):
+            return format
+    raise CheckpointError(
+        f"the names {', '.join(list(state_dict)[:3])}, ... are of no known format "
+        f"({', '.join(format.name for format in FORMATS)}); co.load_torch loads a checkpoint whose "
+        "names are the network's, or are renamed to be"
+    )
+
+
+def _own_names(wanted: list[Entry]) -> Callable[[str], str]:
+    """The network's name for one that differs in the numbers within."""
+    known = {name for entry in wanted for name in (entry.name, entry.delayed_name)}
+    alike: dict[str, list[str]] = {}
+    for entry in wanted:
+        alike.setdefault(_without_numbers(entry.name), []).append(entry.name)
+
+    def own_name(name: str) -> str:
+        same = alike.get(_without_numbers(name), [])
+        return same[0] if name not in known and len(same) == 1 else name
+
+    return own_name
+
+
+def _without_numbers(name: str) -> str:
+    first, *rest = name.split(".")
+    return ".".join([first, *(part for part in rest if not part.isdigit())])
+
+
+def _initial(net: CoModule, wanted: list[Entry], key: Array) -> dict[str, np.ndarray]:
+    """These tensors as ``net.init`` makes them, by the network's names."""
+
+    @jax.jit
+    def initial(key: Array) -> list[Any]:
+        variables = net.init(key, method="declare")
+        return [functools.reduce(operator.getitem, entry.path, variables) for entry in wanted]
+
+    return {
+        entry.name: entry.leaf.to_torch(np.asarray(value))
+        for entry, value in zip(wanted, initial(key), strict=True)
+    }

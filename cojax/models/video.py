@@ -1,0 +1,75 @@
+"""What the video networks share: the residual block and the classifier."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax import Array
+
+from cojax.combinators.conditional import Conditional
+from cojax.combinators.parallel import BroadcastReduce
+from cojax.combinators.residual import Residual
+from cojax.combinators.sequential import Sequential
+from cojax.layers.activation import ReLU, Softmax
+from cojax.layers.closure import Lambda
+from cojax.layers.conv import Conv3d
+from cojax.layers.delay import Delay
+from cojax.layers.dropout import Dropout
+from cojax.layers.linear import Linear
+from cojax.layers.norm import BatchNorm3d
+from cojax.module import CoModule
+
+
+def residual_block(
+    branch2: Sequential, in_channels: int, out_channels: int, stride: int
+) -> Sequential:
+    """``relu(shortcut(x) + branch2(x))``, the branch halving space where ``stride`` is 2.
+
+    The shortcut is the identity, or a projection where the branch changes the shape.
+    """
+    branch = Sequential({"branch2": branch2})
+    if in_channels == out_channels and stride == 1:
+        return Sequential(Residual(branch), ReLU())
+    projection = pointwise(in_channels, out_channels, stride)
+    shortcut = Sequential({"branch1": projection, "branch1_bn": BatchNorm3d(out_channels)})
+    if branch.delay:
+        # Held back in front of the projection, frames would be up to four times as large.
+        shortcut = Sequential(shortcut, Delay(branch.delay))
+    return Sequential(BroadcastReduce(shortcut, branch), ReLU())
+
+
+def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> Conv3d:
+    """A 1x1x1 convolution without a bias."""
+    return Conv3d(in_channels, out_channels, 1, (1, stride, stride), bias=False)
+
+
+def pooled_size(image_size: int) -> int:
+    """The side of what five halvings leave of an image.
+
+    Raises:
+      ValueError: unless the image's side is positive.
+    """
+    if image_size < 1:
+        raise ValueError(f"{image_size=} is the side of an image, in pixels")
+    return -(-image_size // 32)
+
+
+def classifier(features: int, num_classes: int, dropout: float) -> dict[str, CoModule]:
+    """From features ``(B, features, H, W)`` to ``(B, num_classes)``: probabilities, or logits in
+    training.
+
+    What images larger than the nominal size give at several places is averaged.
+    """
+    return {
+        "dropout": Dropout(dropout),
+        "projection": Linear(features, num_classes, channel_dim=1),
+        "softmax": Conditional(_evaluating, Softmax(dim=1)),
+        "view": Lambda(_mean_over_space),
+    }
+
+
+def _evaluating(_module: CoModule, _x: Any, train: bool) -> bool:
+    return not train
+
+
+def _mean_over_space(x: Array) -> Array:
+    return jnp.mean(x, axis=(-2, -1))
