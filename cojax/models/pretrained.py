@@ -40,7 +40,8 @@ def load_pretrained(
     """The variables of a network of the zoo, from a checkpoint in one of the formats of others.
 
     These are known by their names: X3D, Slow and I3D of pytorchvideo and of PySlowFast, those of
-    co3d, and skeleton networks of continual-skeletons, its regular ones too. As with :func:`cojax.load_torch`, every tensor is used exactly once.
+    co3d, and the skeleton networks of continual-skeletons, regular ones included. As with
+    :func:`cojax.load_torch`, every tensor is used exactly once.
 
     Example::
 
