@@ -86,19 +86,19 @@ def read(ring: Array, position: Array | int) -> Array:
 def unrolled(ring: Array, count: Array | int) -> Array:
     """A ring's frames, oldest first, given how many were written."""
     slots = ring.shape[1]
-    return jnp.take(ring, (count + jnp.arange(slots)) % slots, axis=1)
+    return jnp.take(ring, (count + jnp.arange(slots)) % slots, axis=1, mode="clip")
 
 
 def windows(frames: Array, steps: int) -> Array:
     """All windows of consecutive frames: ``(B, T, ...)`` to ``(B, T - steps + 1, steps, ...)``."""
     places = jnp.arange(frames.shape[1] - steps + 1)[:, None] + jnp.arange(steps)
-    return jnp.take(frames, places, axis=1)
+    return jnp.take(frames, places, axis=1, mode="clip")
 
 
 def rolled(frames: Array, count: Array | int) -> Array:
     """The ring of these frames, oldest first, given how many were written."""
     slots = frames.shape[1]
-    return jnp.take(frames, (jnp.arange(slots) - count) % slots, axis=1)
+    return jnp.take(frames, (jnp.arange(slots) - count) % slots, axis=1, mode="clip")
 
 
 class DelayLine(NamedTuple):
