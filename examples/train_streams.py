@@ -120,8 +120,9 @@ def train_truncated(
     def loss_of(params: Any, state: Any, xs: Any) -> Any:
         variables = {"params": params, "batch_stats": frozen}
         frames, state = net.apply(variables, state, xs, method="forward_steps")
-        valid = frames.valid.astype(xs.dtype)
-        return jnp.sum(errors(frames.value, y).mean(0) * valid) / jnp.maximum(valid.sum(), 1), state
+        # Nothing is said in warm-up, be it all of the chunk.
+        loss = jnp.sum(jnp.where(frames.valid, errors(frames.value, y).mean(axis=0), 0))
+        return loss / jnp.maximum(jnp.sum(frames.valid), 1), state
 
     @jax.jit
     def update(params: Any, moments: Any, state: Any, xs: Any) -> Any:
