@@ -386,8 +386,7 @@ def _in_steps(net: Any, layer: nn.Module) -> nn.Module:
 
 def _namesake(net: co.CoModule, kind: str | None = None) -> nn.Module:
     """The layer of this name, or another, and these arguments, less those torch has not got."""
-    ours = {field.name for field in dataclasses.fields(co.CoModule)}
-    ours |= {"param_dtype", "negative_slope_init", "channel_dim", "per_step"}
+    ours = ("parent", "name", "param_dtype", "negative_slope_init", "channel_dim", "per_step")
     names = [field.name for field in dataclasses.fields(net) if field.name not in ours]
     return getattr(nn, kind or type(net).__name__)(**{name: getattr(net, name) for name in names})
 

@@ -1,4 +1,4 @@
-"""The README and the chapter on training say what is so: every block of code in them runs."""
+"""The README says what is so: every block of code in it runs."""
 
 import os
 import re
@@ -11,26 +11,18 @@ import pytest
 import cojax as co
 
 ROOT = Path(__file__).parents[1]
-PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/training.md")}
-
-
-def blocks(page):
-    """The language and the code of each."""
-    return re.findall(r"```(\w+)\n(.*?)```", PAGES[page], flags=re.DOTALL)
-
-
-BLOCKS = blocks("README.md")
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 # What installs runs in CI, which calls these very lines.
 INSTALLS = [code for language, code in BLOCKS if language == "bash" and "pip install" in code]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch, page):
+def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "page"}
-    for language, code in blocks(page):
+    names = {"__name__": "readme"}
+    for language, code in BLOCKS:
         if language == "python":
-            exec(compile(code, page, "exec"), names)
+            exec(compile(code, "README.md", "exec"), names)
 
 
 @pytest.mark.parametrize(
@@ -55,9 +47,9 @@ def test_ci_runs_the_two_commands():
 
 
 def test_every_language_is_known():
-    assert {language for page in PAGES for language, _ in blocks(page)} == {"python", "bash"}
+    assert {language for language, _ in BLOCKS} == {"python", "bash"}
 
 
 def test_the_names_in_the_text_exist():
-    for name in set(re.findall(r"`co\.(\w+)", "".join(PAGES.values()))):
+    for name in set(re.findall(r"`co\.(\w+)", TEXT)):
         assert hasattr(co, name), name
