@@ -13,6 +13,7 @@ from cojax.combinators.residual import Residual
 from cojax.combinators.sequential import Sequential
 from cojax.errors import InputError
 from cojax.frames import Frame
+from cojax.interop.convert import ConversionError, continual, register
 from cojax.interop.torch import CheckpointError, load_torch, save_torch, to_torch
 from cojax.layers.activation import (
     CELU,
@@ -79,6 +80,7 @@ from cojax.layers.pooling import (
 )
 from cojax.layers.recurrent import GRU, LSTM, RNN
 from cojax.layers.shape import Reshape
+from cojax.layers.stepping import forward_stepping
 from cojax.module import CoModule
 from cojax.streaming.files import StateFileError
 from cojax.streaming.stream import Stream
@@ -113,6 +115,7 @@ __all__ = [
     "CoModule",
     "Conditional",
     "Constant",
+    "ConversionError",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -171,7 +174,10 @@ __all__ = [
     "Timing",
     "Zero",
     "call_mode",
+    "continual",
+    "forward_stepping",
     "load_torch",
+    "register",
     "save_torch",
     "to_torch",
 ]

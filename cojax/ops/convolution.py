@@ -72,8 +72,7 @@ def _depthwise(window: Array, kernel: Array, space: Sequence[Axis]) -> Array:
     channels = window.shape[-1]
     multiplier = kernel.shape[-1] // channels
     lengths = [
-        axis.unpadded.length(size)
-        for size, axis in zip(window.shape[2:-1], space, strict=True)
+        axis.unpadded.length(size) for size, axis in zip(window.shape[2:-1], space, strict=True)
     ]
     total = None
     for tap, *offset in itertools.product(*map(range, kernel.shape[:-2])):
