@@ -24,6 +24,7 @@ from cojax.combinators.transformer import (
 )
 from cojax.errors import InputError
 from cojax.frames import Frame
+from cojax.interop.convert import ConversionError, continual, register
 from cojax.interop.torch import CheckpointError, load_torch, save_torch, to_torch
 from cojax.layers.activation import (
     CELU,
@@ -96,6 +97,7 @@ from cojax.layers.pooling import (
 from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import GRU, LSTM, RNN
 from cojax.layers.shape import Reshape
+from cojax.layers.stepping import forward_stepping
 from cojax.module import CoModule
 from cojax.streaming.files import StateFileError
 from cojax.streaming.stream import Stream
@@ -133,6 +135,7 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConversionError",
     "Delay",
     "Dropout",
     "Dropout1d",
@@ -199,9 +202,12 @@ __all__ = [
     "Zero",
     "analysis",
     "call_mode",
+    "continual",
     "flops",
+    "forward_stepping",
     "load_torch",
     "models",
+    "register",
     "save_torch",
     "summary",
     "timeline",

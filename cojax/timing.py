@@ -10,13 +10,31 @@ from typing import NamedTuple
 
 
 class Axis(NamedTuple):
-    """A window that slides along one axis."""
+    """A window that slides along one axis.
+
+    Attributes:
+      kernel_size, stride, dilation: of the window.
+      padding: what is padded in front, and behind.
+      ceil_mode: whether a last window may reach past the end.
+      uneven: how much more is padded behind than in front.
+    """
 
     kernel_size: int
     stride: int
     padding: int
     dilation: int = 1
     ceil_mode: bool = False
+    uneven: int = 0
+
+    @property
+    def pads(self) -> tuple[int, int]:
+        """What is padded in front, and what behind."""
+        return self.padding, self.padding + self.uneven
+
+    @property
+    def unpadded(self) -> "Axis":
+        """The same windows, over an axis that needs no padding, or has it already."""
+        return self._replace(padding=0, uneven=0)
 
     @property
     def extent(self) -> int:
@@ -25,7 +43,7 @@ class Axis(NamedTuple):
 
     def length(self, size: int) -> int:
         """The number of windows over ``size`` entries; none starts past the end."""
-        room = size + 2 * self.padding - self.extent
+        room = size + sum(self.pads) - self.extent
         if not self.ceil_mode:
             return room // self.stride + 1
         windows = -(-room // self.stride) + 1
@@ -75,13 +93,15 @@ def windowed(time: Axis) -> Timing:
       ValueError: if the padding exceeds ``receptive_field - 1``: the first outputs would see no
         input.
     """
-    padding, field = time.padding, time.extent
-    if padding > field - 1:
+    (padding, end), field = time.pads, time.extent
+    if max(padding, end) > field - 1:
         raise ValueError(
-            f"a temporal padding of {padding} exceeds receptive_field - 1 = {field - 1}: the first "
-            "output would see nothing but padding; lower the padding"
+            f"a temporal padding of {max(padding, end)} exceeds receptive_field - 1 = {field - 1}: "
+            f"the {'first' if padding >= end else 'last'} output would see nothing but padding; "
+            "lower the padding"
         )
-    end = min(padding + time.stride - 1, field - 1) if time.ceil_mode else padding
+    if time.ceil_mode:
+        end = min(end + time.stride - 1, field - 1)
     return Timing(field, time.stride, padding, end, field - 1 - padding)
 
 

@@ -16,6 +16,15 @@ LAYERS = {
     "conv1d full padding": (lambda: co.Conv1d(3, 4, 3, padding=2), (2, 3, 8)),
     "conv1d strided": (lambda: co.Conv1d(3, 4, 3, stride=2, padding=1), (2, 3, 10)),
     "conv1d stride 3": (lambda: co.Conv1d(3, 4, 5, stride=3, padding=2), (1, 3, 14)),
+    "conv1d causal": (lambda: co.Conv1d(3, 4, 3, padding=((2, 0),)), (2, 3, 7)),
+    "conv1d causal, strided and dilated": (
+        lambda: co.Conv1d(3, 4, 3, stride=2, padding=((4, 0),), dilation=2),
+        (2, 3, 11),
+    ),
+    "conv1d padded more behind": (
+        lambda: co.Conv1d(3, 4, 5, stride=2, padding=((1, 3),)),
+        (2, 3, 10),
+    ),
     "conv1d dilated": (lambda: co.Conv1d(3, 4, 3, dilation=2, padding=3), (2, 3, 10)),
     "conv1d depthwise": (lambda: co.Conv1d(4, 8, 3, groups=4, bias=False), (2, 4, 8)),
     "conv1d grouped": (lambda: co.Conv1d(4, 6, 3, groups=2, padding=1), (2, 4, 8)),
@@ -37,6 +46,14 @@ LAYERS = {
     "conv3d depthwise": (
         lambda: co.Conv3d(3, 6, 3, stride=(1, 2, 1), padding=1, groups=3, dilation=(1, 1, 2)),
         (2, 3, 7, 5, 6),
+    ),
+    "conv3d unevenly padded": (
+        lambda: co.Conv3d(2, 2, 3, padding=((0, 1), (2, 0), (0, 2)), groups=2),
+        (2, 2, 6, 4, 4),
+    ),
+    "conv2d circular, unevenly padded": (
+        lambda: co.Conv2d(2, 2, (2, 4), padding=((1, 0), (1, 2)), padding_mode="circular"),
+        (2, 2, 6, 4),
     ),
     "conv3d circular": (
         lambda: co.Conv3d(2, 2, (2, 3, 3), padding=(0, 1, 1), padding_mode="circular"),

@@ -324,6 +324,14 @@ AGREED |= {
 
 # What torch alone can be compared with.
 WITHOUT_CONTINUAL = {
+    "conv1d causal": Case(lambda: co.Conv1d(3, 4, 3, 2, padding=((2, 0),)), (2, 3, 8)),
+    "conv2d padded unevenly": Case(
+        lambda: co.Conv2d(2, 4, (4, 3), padding=((1, 2), (0, 2))), (2, 2, 9, 4)
+    ),
+    "conv2d replicated in space, unevenly": Case(
+        lambda: co.Conv2d(2, 4, 3, padding=((2, 1), (2, 0)), padding_mode="replicate"),
+        (2, 2, 7, 4),
+    ),
     "conv2d grouped dilated": Case(
         lambda: co.Conv2d(4, 4, (2, 3), stride=(1, 2), dilation=(2, 1), groups=2), (2, 4, 8, 7)
     ),

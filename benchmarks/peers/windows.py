@@ -24,6 +24,8 @@ def _conv_arguments(net: Any) -> dict[str, Any]:
 def _(net: Any, options: Options) -> nn.Module:
     if net.dilation[0] > 1:
         raise NoPeer(f"continual's {type(net).__name__} refuses dilation={net.dilation} in time")
+    if any(isinstance(pads, tuple) for pads in net.padding):
+        raise NoPeer(f"continual's {type(net).__name__} pads evenly, not by {net.padding}")
     if net.padding_mode not in ("zeros", "replicate"):
         raise NoPeer(f"continual's {type(net).__name__} refuses padding_mode={net.padding_mode!r}")
     return getattr(continual, type(net).__name__)(
@@ -69,22 +71,23 @@ def _time_pad(net: Any, front: int, back: int) -> tuple[int, ...]:
     return (*(0, 0) * net.space, front, back)
 
 
+def _space_pad(pads: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """``F.pad``'s argument for the spatial axes."""
+    return (*(n for pair in reversed(pads) for n in pair), 0, 0)
+
+
 @only(in_torch, *_CONVOLUTIONS)
 def _(net: Any, options: Options) -> nn.Module:
-    time, *space = net.padding
-    pads = []
-    if net.padding_mode != "zeros":
-        # torch would pad time in this mode as well; here the mode concerns space.
-        around = tuple(n for p in reversed(space) for n in (p, p))
-        pads.append(((*around, 0, 0), net.padding_mode))
-        space = [0] * net.space
-    if options.as_stream and net.temporal_fill == "replicate":
-        pads.append((_time_pad(net, time, time), "replicate"))
-        time = 0
-    if not pads:
+    filled = options.as_stream and net.temporal_fill == "replicate"
+    if net.padding_mode == "zeros" and not filled and all(isinstance(p, int) for p in net.padding):
         return getattr(nn, type(net).__name__)(**_conv_arguments(net), padding=net.padding)
-    layer = _PADDED_CONVOLUTIONS[type(net)](**_conv_arguments(net), padding=(time, *space))
-    layer.pads = pads
+    # torch pads evenly, and time in the same mode as space.
+    time, *space = (pads if isinstance(pads, tuple) else (pads, pads) for pads in net.padding)
+    layer = _PADDED_CONVOLUTIONS[type(net)](**_conv_arguments(net))
+    layer.pads = [
+        (_space_pad(space), net.padding_mode.replace("zeros", "constant")),
+        (_time_pad(net, *time), "replicate" if filled else "constant"),
+    ]
     return layer
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import BroadcastReduce, Parallel
 from cojax.combinators.transformer import TransformerEncoder, TransformerEncoderLayer
+from cojax.container import key
 from cojax.layers.activation import PReLU
 from cojax.layers.attention import (
     RetroactiveMultiheadAttention,
@@ -20,7 +21,8 @@ from cojax.layers.linear import Linear
 from cojax.layers.norm import GroupNorm, LayerNorm, _RunningNorm
 from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import _Recurrent
-from cojax.module import CoModule
+from cojax.layers.stepping import ForwardStepping
+from cojax.module import CoModule, walk
 
 Convert = Callable[[np.ndarray], np.ndarray]
 
@@ -146,7 +148,14 @@ def entries(net: CoModule) -> list[Entry]:
     Raises:
       TypeError: for a layer whose variables have no known names in torch.
     """
-    specs = jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
+    for names, module in walk(net):
+        if isinstance(module, ForwardStepping):
+            where = "/".join(map(key, names)) or "the network"
+            raise TypeError(
+                f"{where} is a Flax module, {type(module.module).__name__}: its variables have no "
+                "known names in torch"
+            )
+    specs = jax.eval_shape(lambda rng: net.init(rng, method="declare"), jax.random.key(0))
     found = list(_entries(net, specs, (), (), ()))
     known = {entry.path for entry in found}
     for path, _ in jax.tree_util.tree_flatten_with_path(specs)[0]:
@@ -173,9 +182,7 @@ def _entries(
                     yield Entry(place, spec, name, long, leaf)
     for name, child in module.children().items():
         wrapped = _wrapped(module, name)
-        yield from _entries(
-            child, specs, (*path, f"layers_{name}"), (*names, name), (*delayed, *wrapped)
-        )
+        yield from _entries(child, specs, (*path, key(name)), (*names, name), (*delayed, *wrapped))
 
 
 def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:

@@ -97,7 +97,7 @@ def load_torch(
     variables: dict[str, Any] = {}
     for entry in wanted:
         absent = np.zeros(entry.spec.shape, entry.spec.dtype)
-        _put(variables, entry.path, jnp.asarray(values.get(entry.path, absent)))
+        put(variables, entry.path, jnp.asarray(values.get(entry.path, absent)))
     variables.setdefault("params", {})
     return variables
 
@@ -369,7 +369,8 @@ def _nearest(name: str, candidates: list[str], given: Mapping[str, Any] | None =
     return f" (nearest: {', '.join(shown)})"
 
 
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Puts a value into a tree of dicts."""
     for key in path[:-1]:
         tree = tree.setdefault(key, {})
     tree[path[-1]] = value

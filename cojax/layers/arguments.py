@@ -1,6 +1,7 @@
 """Constructor arguments as ``torch.nn`` takes them: an int, or one for each axis."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from cojax.frames import Spec
 from cojax.timing import Axis
 
 IntOrTuple = int | Sequence[int]
+# Of each axis: as much in front as behind, or a pair of the two.
+Padding = int | Sequence[int | Sequence[int]]
 
 
 def per_axis(name: str, value: IntOrTuple, axes: int, minimum: int = 0) -> tuple[int, ...]:
@@ -52,6 +55,26 @@ def windows(
     )
 
 
+def padded_windows(
+    axes: int,
+    kernel_size: IntOrTuple,
+    stride: IntOrTuple,
+    padding: Padding,
+    dilation: IntOrTuple,
+) -> tuple[Axis, ...]:
+    """:func:`windows` along axes that may be padded unevenly."""
+    if not isinstance(padding, Sequence) or isinstance(padding, str):
+        return windows(axes, kernel_size, stride, padding, dilation)
+    pairs: list[Any] = [
+        each if isinstance(each, Sequence) and len(each) == 2 else (each, each) for each in padding
+    ]
+    even = windows(axes, kernel_size, stride, [front for front, _ in pairs], dilation)
+    backs = per_axis("padding", [back for _, back in pairs], axes)
+    return tuple(
+        axis._replace(uneven=back - axis.padding) for axis, back in zip(even, backs, strict=True)
+    )
+
+
 def spatial_lengths(x: Spec, space: Sequence[Axis]) -> tuple[int, ...]:
     """The lengths of the spatial axes of a step behind these windows.
 
@@ -62,7 +85,7 @@ def spatial_lengths(x: Spec, space: Sequence[Axis]) -> tuple[int, ...]:
     if min(lengths, default=1) < 1:
         raise InputError(
             f"windows of {[axis.extent for axis in space]} do not fit into the spatial axes of a "
-            f"step of shape {x.shape}, padded by {[axis.padding for axis in space]}"
+            f"step of shape {x.shape}, padded by {[axis.pads for axis in space]}"
         )
     return lengths
 

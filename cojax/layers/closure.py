@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -61,15 +62,9 @@ class Lambda(TimeLocal):
         super().__post_init__()
 
     def output_spec(self, x: Spec) -> Spec:
-        try:
-            y = jax.eval_shape(self.forward_only_fn or self._clip, with_time(x))
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"the function failed on a step of shape {x.shape}: {error}"
-            ) from error
-        if not isinstance(y, jax.ShapeDtypeStruct):
-            raise InputError(f"the function must return one array, got a {type(y).__name__}")
-        return without_time(y)
+        if self.forward_only_fn is not None:
+            return without_time(_spec_of(self.forward_only_fn, with_time(x)))
+        return local_spec(self._clip, x)
 
     def clip(self, x: Array, train: bool = False) -> Array:
         return (self.forward_only_fn or self._clip)(x)
@@ -91,6 +86,34 @@ class Lambda(TimeLocal):
         if self.fn is None:
             return cast(Function, self.forward_only_fn)(x)
         return self.fn(x) if self.takes_time else jax.vmap(self.fn, in_axes=2, out_axes=2)(x)
+
+
+def local_spec(function: Function, x: Spec, what: str = "the function") -> Spec:
+    """The spec of a step, behind a function of clips.
+
+    Raises:
+      InputError: if it fails on such steps, or does not keep the length of a clip.
+    """
+    for steps in (2, 1):
+        y = _spec_of(function, with_time(x, steps), what)
+        if y.shape[2:3] != (steps,):
+            raise InputError(
+                f"{what} is not local in time: of a clip of shape {with_time(x, steps).shape} it "
+                f"makes one of shape {y.shape}"
+            )
+    return without_time(y)
+
+
+def _spec_of(function: Function, clip: Spec, what: str = "the function") -> Spec:
+    try:
+        y = jax.eval_shape(function, clip)
+    except (TypeError, ValueError, FlaxError) as error:
+        raise InputError(
+            f"{what} failed on a step of shape {without_time(clip).shape}: {error}"
+        ) from error
+    if not isinstance(y, jax.ShapeDtypeStruct):
+        raise InputError(f"{what} must return one array, got a {type(y).__name__}")
+    return y
 
 
 class Identity(TimeLocal):

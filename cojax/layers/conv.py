@@ -11,7 +11,7 @@ from cojax.buffers import Counter, shift
 from cojax.chunks import Chunk, join, newest
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
-from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
+from cojax.layers.arguments import IntOrTuple, Padding, one_of, padded_windows, spatial_lengths
 from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer, fan_in_uniform
 from cojax.module import CoModule, require_step
@@ -38,7 +38,10 @@ class _Conv(CoModule):
 
     Attributes:
       in_channels, out_channels: channels of the input and of the output.
-      kernel_size, stride, padding, dilation: an int, or one for each axis, time first.
+      kernel_size, stride, padding, dilation: an int, or one for each axis, time first. What is
+        padded in front and behind may differ: a pair stands for an axis then, such as ``padding=
+        ((2, 0), 1, 1)``, by which a kernel of 3 sees the step and the two before in ``forward``
+        too.
       groups: blocks of channels convolved apart.
       bias: whether a bias is added.
       padding_mode: how space is padded: "zeros", "reflect", "replicate" or "circular". Time is
@@ -64,7 +67,7 @@ class _Conv(CoModule):
     out_channels: int
     kernel_size: IntOrTuple
     stride: IntOrTuple = 1
-    padding: IntOrTuple = 0
+    padding: Padding = 0
     dilation: IntOrTuple = 1
     groups: int = 1
     bias: bool = True
@@ -78,7 +81,7 @@ class _Conv(CoModule):
         axes = self._axes
         self.kernel_size = tuple(axis.kernel_size for axis in axes)
         self.stride = tuple(axis.stride for axis in axes)
-        self.padding = tuple(axis.padding for axis in axes)
+        self.padding = tuple(axis.pads if axis.uneven else axis.padding for axis in axes)
         self.dilation = tuple(axis.dilation for axis in axes)
         if self.groups < 1:
             raise ValueError(f"{self.groups=} must be positive")
@@ -88,7 +91,7 @@ class _Conv(CoModule):
                 raise ValueError(f"{name}={channels} must be a positive multiple of {self.groups=}")
         one_of("padding_mode", self.padding_mode, ("zeros", "reflect", "replicate", "circular"))
         one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
-        if self.padding_mode != "zeros" and not self.space and axes[0].padding:
+        if self.padding_mode != "zeros" and not self.space and any(axes[0].pads):
             raise ValueError(
                 f"{self.padding_mode=} concerns the spatial axes, of which Conv1d has none; "
                 "a stream's start and end are filled by temporal_fill"
@@ -98,7 +101,9 @@ class _Conv(CoModule):
 
     @property
     def _axes(self) -> tuple[Axis, ...]:
-        return windows(1 + self.space, self.kernel_size, self.stride, self.padding, self.dilation)
+        return padded_windows(
+            1 + self.space, self.kernel_size, self.stride, self.padding, self.dilation
+        )
 
     @property
     def timing(self) -> Timing:
@@ -125,10 +130,10 @@ class _Conv(CoModule):
         lengths = spatial_lengths(x, self._axes[1:])
         widest = {"reflect": -1, "circular": 0}.get(self.padding_mode)
         for size, axis in zip(x.shape[2:], self._axes[1:], strict=True):
-            if widest is not None and axis.padding > size + widest:
+            if widest is not None and max(axis.pads) > size + widest:
                 raise InputError(
                     f"padding_mode={self.padding_mode!r} can pad a spatial axis of {size} by at "
-                    f"most {size + widest}, got {axis.padding} for a step of shape {x.shape}"
+                    f"most {size + widest}, got {max(axis.pads)} for a step of shape {x.shape}"
                 )
         return Spec((x.shape[0], self.out_channels, *lengths), x.dtype)
 
@@ -158,8 +163,7 @@ class _Conv(CoModule):
         else:
             window = x[:, None]
         time, *space = self._axes
-        paddings = [axis.padding for axis in space]
-        window = pad_space(window[:, :: time.dilation], paddings, self.padding_mode, first_axis=2)
+        window = pad_space(window[:, :: time.dilation], space, self.padding_mode, first_axis=2)
         y = convolve_window(window, self.kernel.astype(x.dtype), space, self.groups)
         y = jnp.moveaxis(self._biased(y, channel_axis=-1), -1, 1)
         return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
@@ -178,13 +182,13 @@ class _Conv(CoModule):
             after["window"] = jnp.moveaxis(newest(x, window.shape[2], axis=2), 1, -1)
         emitted = chunk.emitted(count, timing)
         x = emitted.covered(x, timing.receptive_field, timing.stride, axis=2)
-        y = self._convolved(x, time._replace(padding=0), space)
+        y = self._convolved(x, time.unpadded, space)
         return chunk.leaves(y, emitted, timing), after
 
     def _convolved(self, x: Array, time: Axis, space: list[Axis]) -> Array:
         if self.padding_mode != "zeros":
-            x = pad_space(x, [axis.padding for axis in space], self.padding_mode, first_axis=3)
-            space = [axis._replace(padding=0) for axis in space]
+            x = pad_space(x, space, self.padding_mode, first_axis=3)
+            space = [axis.unpadded for axis in space]
         y = convolve_clip(x, self.kernel.astype(x.dtype), [time, *space], self.groups)
         return self._biased(y, channel_axis=1)
 

@@ -18,13 +18,12 @@ _SPACE = "HW"
 _PAD_MODES = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def pad_space(x: Array, padding: Sequence[int], mode: str, first_axis: int) -> Array:
+def pad_space(x: Array, space: Sequence[Axis], mode: str, first_axis: int) -> Array:
     """Pads the spatial axes from ``first_axis`` on, in torch's ``padding_mode``."""
-    if not any(padding):
+    widths = [(0, 0)] * first_axis + [axis.pads for axis in space]
+    widths += [(0, 0)] * (x.ndim - len(widths))
+    if not any(map(any, widths)):
         return x
-    widths = [(0, 0)] * x.ndim
-    for axis, width in enumerate(padding, first_axis):
-        widths[axis] = (width, width)
     if mode == "zeros":
         return jnp.pad(x, widths)
     return jnp.pad(x, widths, mode=_PAD_MODES[mode])
@@ -37,7 +36,7 @@ def convolve_clip(x: Array, kernel: Array, axes: Sequence[Axis], groups: int) ->
         x,
         kernel,
         window_strides=[axis.stride for axis in axes],
-        padding=[(axis.padding, axis.padding) for axis in axes],
+        padding=[axis.pads for axis in axes],
         rhs_dilation=[axis.dilation for axis in axes],
         dimension_numbers=("NC" + space, space + "IO", "NC" + space),
         feature_group_count=groups,
@@ -73,8 +72,7 @@ def _depthwise(window: Array, kernel: Array, space: Sequence[Axis]) -> Array:
     channels = window.shape[-1]
     multiplier = kernel.shape[-1] // channels
     lengths = [
-        axis._replace(padding=0).length(size)
-        for size, axis in zip(window.shape[2:-1], space, strict=True)
+        axis.unpadded.length(size) for size, axis in zip(window.shape[2:-1], space, strict=True)
     ]
     total = None
     for tap, *offset in itertools.product(*map(range, kernel.shape[:-2])):

@@ -1,0 +1,355 @@
+"""Modules of PyTorch, Flax and ``continual`` as networks of cojax, with their weights.
+
+What a module is converted to is said by a builder, a function of the module, which is found by the
+module's exact class (or, of a function among Flax layers, by the function): a subclass may compute
+something else. Builders for the classes of a library are in a file of their own, imported when a
+module of it is converted.
+"""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+from flax.core import unfreeze
+
+from cojax.container import key
+from cojax.interop.torch import load_torch, put
+from cojax.layers.closure import Identity
+from cojax.module import CoModule, walk
+
+Builder = Callable[..., Any]
+Variables = dict[str, Any]
+
+_registered: dict[Hashable, Builder] = {}
+
+
+class ConversionError(ValueError):
+    """A module cannot be converted. The message names every part that cannot, by its path."""
+
+
+def continual(
+    module: Any, variables: Mapping[str, Any] | None = None, **options: Any
+) -> tuple[CoModule, Variables]:
+    """Converts a module of PyTorch, Flax or ``continual``, with its weights and statistics.
+
+    The network computes on clips ``(B, C, T, *S)`` what the module computes, and steps. Parameters
+    keep their dtypes; the module may be in training or not, as ``train=`` decides. Of a torch
+    module the names are kept too: :func:`to_torch` gives back its ``state_dict``. Parameters that
+    parts of it share become copies.
+
+    A Flax module takes clips ``(B, T, *S, C)`` where the network takes ``(B, C, T, *S)``, and its
+    functions (``nn.relu``, ``functools.partial(nn.max_pool, ...)``) are converted with it.
+
+    What cannot be converted is refused: what is not known (see :func:`register`), and what a stream
+    does not have, such as a last step to begin with. Layers that look across time in ``forward``
+    alone, such as ``torch.nn.GroupNorm``, are converted and refuse to step.
+
+    Example::
+
+        module = torch.nn.Sequential(
+            torch.nn.Conv1d(6, 16, 3), torch.nn.ReLU(), torch.nn.Linear(16, 4)
+        )
+        net, variables = co.continual(module, channel_dim=1)
+        y = net.apply(variables, jnp.ones((1, 6, 20)))
+
+    Source: ``continual.continual``.
+
+    Args:
+      module: the module.
+      variables: the variables of a Flax module. (Others have theirs within.)
+      **options: what layers of cojax are to be told, and those of the module cannot say; to all
+        that take it, or by path, as in ``kernel_size={"2.pool": 8}``:
+
+        * ``channel_dim``: the axis of the clip that linear maps, and layer norms over one axis,
+          run along. In torch that is the last, in clips ``(B, C, T)`` time, where they are refused.
+        * ``kernel_size``: the steps that adaptive pools pool over while stepping.
+        * ``per_step``: whether group, instance and layer norms take the statistics of each step in
+          every mode, so that they step, and differ from the module's in ``forward``.
+        * whatever the builders of one's own take.
+
+    Returns:
+      The network and its variables.
+
+    Raises:
+      ConversionError: if it cannot be converted, naming all that cannot.
+      TypeError: for a class, or for variables of a module that has its own.
+    """
+    if isinstance(module, type):
+        raise TypeError(f"continual takes a module, not its class: {module.__name__}(...)")
+    if _is_torch(module) and variables is not None:
+        raise TypeError(f"{type(module).__name__} has its variables within; give none")
+    conversion = _Conversion(options)
+    given = nn.meta.unbox(unfreeze(variables)) if variables is not None else {}
+    net, made = conversion.convert(module, given, ())
+    problems = conversion.problems or [*conversion.unused(), *_misfits(net, made)]
+    if problems:
+        raise ConversionError(f"{_called(module)} cannot be converted:\n  " + "\n  ".join(problems))
+    return net, {"params": {}, **made}
+
+
+def register(kind: Any, builder: Any) -> None:
+    """Says how modules of a class are converted by :func:`continual`, also within others.
+
+    It holds for the class itself, not for its subclasses, and wins over what is built in.
+
+    Example::
+
+        class Block(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.conv = torch.nn.Conv1d(8, 8, 3, padding=1)
+
+            def forward(self, x):
+                return torch.relu(x + self.conv(x))
+
+        def convert_block(block, *, convert):
+            return co.Sequential(co.Residual(convert(block.conv)), co.ReLU())
+
+        co.register(Block, convert_block)
+
+    Args:
+      kind: the class of torch or Flax modules; or a function that stands among Flax layers.
+      builder: a function of the module that returns either the network, of which the variables are
+        then those of the module, by their names; or the network and its variables. It is given by
+        name what it takes as keyword-only arguments: ``convert``, which converts a module within
+        (of Flax modules, given also its name in the variables) and whose variables go where the
+        builder puts it; ``variables``, those of a Flax module; and options of :func:`continual`.
+        Or a class with such a function ``build_from``; or the class whose conversion is right for
+        this one too, such as ``torch.nn.Conv3d`` for a subclass of it.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    builder = getattr(builder, "build_from", builder)
+    own_class = isinstance(builder, type) and issubclass(builder, CoModule)
+    if not callable(builder) or own_class:
+        raise TypeError(
+            f"a builder is a function of the module, or the class that it is converted like; got "
+            f"{builder!r}"
+        )
+    _registered[kind] = builder
+
+
+class _Conversion:
+    """One conversion: what it was told, and what was found wrong so far."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        self.options = options
+        self.problems: list[str] = []
+        self.used: set[tuple[str, str | None]] = set()
+
+    def convert(
+        self, module: Any, variables: Variables, path: tuple[str, ...]
+    ) -> tuple[CoModule, Variables]:
+        """The network and its variables. After a problem, which is noted, something harmless."""
+        before = len(self.problems)
+        try:
+            net, made = self._made(module, variables, path)
+        except ValueError as error:
+            # What fails behind a part that failed says nothing new.
+            if len(self.problems) == before:
+                where = _joined(module, path) or "the module itself"
+                self.problems.append(f"{where} ({_called(module)}): {error}")
+        if len(self.problems) > before:
+            return Identity(), {}
+        # A copy, by which what was made of this part is known from other parts.
+        return net.clone(), made
+
+    def unused(self) -> Iterator[str]:
+        """The options that nothing took."""
+        for name, value in self.options.items():
+            for path in value if isinstance(value, Mapping) else [None]:
+                if (name, path) not in self.used:
+                    where = f" at {path!r}" if path is not None else ""
+                    yield f"nothing{where} takes {name}"
+
+    def _made(
+        self, module: Any, variables: Variables, path: tuple[str, ...]
+    ) -> tuple[CoModule, Variables]:
+        if isinstance(module, CoModule):
+            return module, variables
+        parts: list[_Part] = []
+
+        def convert(child: Any, name: str | None = None) -> CoModule:
+            name = _name_within(module, child) if name is None else name
+            net, made = self.convert(child, _within(variables, name), (*path, name))
+            parts.append(_Part(name, child, net, made))
+            return net
+
+        builder = _builder_of(module)
+        provided = {"convert": convert, "variables": variables}
+        arguments = {
+            name: provided[name] if name in provided else self._option(parameter, module, path)
+            for name, parameter in inspect.signature(builder).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        made = builder(module, **arguments)
+        net, own = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+        if not isinstance(net, CoModule):
+            raise TypeError(
+                f"the builder of {_called(module)} must return a CoModule, or one and its "
+                f"variables, got {made!r}"
+            )
+        if own is not None:
+            return net, own
+        if parts:
+            _require_all(module, variables, parts)
+            return net, _gathered(net, parts)
+        if _is_torch(module):
+            return net, load_torch(net, module.state_dict())
+        return net, variables
+
+    def _option(self, parameter: inspect.Parameter, module: Any, path: tuple[str, ...]) -> Any:
+        name, where = parameter.name, _joined(module, path)
+        given = self.options.get(name)
+        if isinstance(given, Mapping) and where in given:
+            self.used.add((name, where))
+            return given[where]
+        if name in self.options and not isinstance(given, Mapping):
+            self.used.add((name, None))
+            return given
+        if parameter.default is inspect.Parameter.empty:
+            raise ValueError(
+                f"needs {name}, which the module does not say: co.continual(module, {name}=...), "
+                f"or {name}={{{where!r}: ...}} for this part alone"
+            )
+        return parameter.default
+
+
+class _Part(NamedTuple):
+    """A module within another, by its name there, and what was made of it."""
+
+    name: str
+    module: Any
+    net: CoModule
+    variables: Variables
+
+
+def _builder_of(module: Any) -> Builder:
+    """The builder for a module.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    kind = _kind(module)
+    builder = _registered.get(kind)
+    if builder is not None and not isinstance(builder, type):
+        return builder
+    known: Mapping[Hashable, Builder]
+    if _is_torch(module):
+        from cojax.interop import from_torch
+
+        known = from_torch.builders()
+        from_torch.require_plain(module)
+    else:
+        from cojax.interop.from_flax import BUILDERS as known  # noqa: N811 - as for torch
+    if builder is None and kind not in known:
+        raise ValueError(_unknown(module, known))
+    if builder is not None and builder not in known:
+        raise ValueError(f"is registered to be converted like {builder.__name__}, and that is not")
+    return known[kind if builder is None else builder]
+
+
+def _unknown(module: Any, known: Mapping[Hashable, Builder]) -> str:
+    kind, name = _kind(module), _called(module)
+    for base in kind.__mro__[1:] if isinstance(kind, type) else ():
+        if base in known:
+            return (
+                f"is a {base.__name__} of its own and may compute something else; if it does not, "
+                f"co.register({name}, {base.__name__}), else co.register({name}, builder)"
+            )
+    if _is_torch(module):
+        return f"no conversion is known; give one with co.register({name}, builder)"
+    return (
+        f"no conversion is known; give one with co.register({name}, builder), which may be "
+        "lambda part: co.forward_stepping(part, channels_last=True) where it is local in time"
+    )
+
+
+def _kind(module: Any) -> Any:
+    """What a builder is registered for."""
+    if isinstance(module, functools.partial):
+        return _kind(module.func)
+    return type(module) if isinstance(module, nn.Module) or _is_torch(module) else module
+
+
+def _called(module: Any) -> str:
+    kind = _kind(module)
+    return getattr(kind, "__name__", repr(kind))
+
+
+def _is_torch(module: Any) -> bool:
+    torch = sys.modules.get("torch")  # Without it there are no modules of it.
+    return torch is not None and isinstance(module, torch.nn.Module)
+
+
+def _joined(module: Any, path: tuple[str, ...]) -> str:
+    """A path as the module's library writes it."""
+    return ("." if _is_torch(module) else "/").join(path)
+
+
+def _name_within(module: Any, child: Any) -> str:
+    names = {id(part): name for name, part in module.named_modules()} if _is_torch(module) else {}
+    return names.get(id(child), _called(child))
+
+
+def _within(variables: Variables, name: str) -> Variables:
+    return {kind: tree[name] for kind, tree in variables.items() if name in tree}
+
+
+def _require_all(module: Any, variables: Variables, parts: list[_Part]) -> None:
+    """Raises a ValueError if a module has tensors that none of its parts has."""
+    if _is_torch(module):
+        theirs = {
+            id(tensor)
+            for part in parts
+            for tensor in part.module.state_dict(keep_vars=True).values()
+        }
+        tensors = module.state_dict(keep_vars=True).items()
+        own = [name for name, tensor in tensors if id(tensor) not in theirs]
+    else:
+        names = {part.name for part in parts}
+        own = sorted({name for tree in variables.values() for name in tree} - names)
+    if own:
+        raise ValueError(
+            f"has variables of its own, beside those of the parts that its builder converts: "
+            f"{', '.join(own)}; a builder for it returns the network and its variables"
+        )
+
+
+def _gathered(net: CoModule, parts: list[_Part]) -> Variables:
+    """The variables of a network from those of its parts, wherever these stand in it."""
+    gathered: Variables = {}
+    for part in parts:
+        places = [path for path, module in walk(net) if module is part.net]
+        if not places and jax.tree.leaves(part.variables):
+            raise ValueError(f"what was converted of {part.name} is not in the network built")
+        for path in places:
+            for collection, tree in part.variables.items():
+                if jax.tree.leaves(tree):
+                    put(gathered, (collection, *map(key, path)), tree)
+    return gathered
+
+
+def _misfits(net: CoModule, variables: Variables) -> Iterator[str]:
+    """The variables that are not as the network declares them."""
+    try:
+        declared = jax.eval_shape(lambda rng: net.init(rng, method="declare"), jax.random.key(0))
+    except TypeError:  # What depends on a clip is not known here.
+        return
+    expected, given = _shapes(declared), _shapes(variables)
+    for path in expected.keys() | given.keys():
+        if expected.get(path) != given.get(path):
+            yield f"the variable {path} has shape {given.get(path)}, expected {expected.get(path)}"
+
+
+def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): jax.numpy.shape(leaf)
+        for path, leaf in leaves
+    }

@@ -1,0 +1,254 @@
+"""What modules of ``torch.nn`` are converted to."""
+
+import sys
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+from torch import Tensor, nn
+
+import cojax as co
+
+
+def builders() -> Mapping[Hashable, Callable[..., Any]]:
+    """The builder for each class, those of ``continual`` included where it is imported."""
+    if "continual" not in sys.modules:
+        return _BUILDERS
+    from cojax.interop.from_continual import BUILDERS
+
+    return {**_BUILDERS, **BUILDERS}
+
+
+def require_plain(module: nn.Module) -> None:
+    """Raises a ValueError if a module does more than its class says."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        raise ValueError(
+            "has hooks, which change what it computes, or watch it: remove them (and weight or "
+            "spectral norms with them, which leaves their weights)"
+        )
+
+
+def param_dtype(tensor: Tensor) -> dict[str, Any]:
+    """The argument ``param_dtype`` for a layer of such parameters, where that is not the default."""
+    dtype = jax.dtypes.canonicalize_dtype(str(tensor.dtype).removeprefix("torch."))
+    return {} if dtype == "float32" else {"param_dtype": dtype}
+
+
+def like(kind: Callable[..., co.CoModule], names: str) -> Callable[[nn.Module], co.CoModule]:
+    """A builder for a class whose arguments of these names are attributes of the module."""
+    return lambda module: kind(**{name: getattr(module, name) for name in names.split()})
+
+
+def _conv(kind: type[co.CoModule], module: Any) -> co.CoModule:
+    padding = module.padding
+    if isinstance(padding, str):
+        # As for "valid", but there it is zero; in front there is as much as behind, or one less.
+        totals = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
+        if padding == "valid":
+            totals = [0] * len(totals)
+        padding = [(total // 2, total - total // 2) for total in totals]
+    if module.padding_mode != "zeros" and padding[0] not in (0, (0, 0)):
+        raise ValueError(
+            f"pads time with padding_mode={module.padding_mode!r}: only zeros are known before a "
+            "stream begins. Pad space alone, e.g. padding=(0, 1, 1)"
+        )
+    return kind(
+        module.in_channels,
+        module.out_channels,
+        module.kernel_size,
+        module.stride,
+        padding,
+        module.dilation,
+        module.groups,
+        module.bias is not None,
+        module.padding_mode,
+        **param_dtype(module.weight),
+    )
+
+
+def _max_pool(kind: type[co.CoModule], module: Any) -> co.CoModule:
+    if module.return_indices:
+        raise ValueError("returns indices too, of frames that a step has not got")
+    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    return kind(**{name: getattr(module, name) for name in names})
+
+
+def _adaptive_pool(
+    kind: type[co.CoModule], module: Any, *, kernel_size: int | None = None
+) -> co.CoModule:
+    if getattr(module, "return_indices", False):
+        raise ValueError("returns indices too, of frames that a step has not got")
+    if kernel_size is None:
+        raise ValueError(
+            "pools a clip as a whole, and a stream has no end: say over how many steps it pools "
+            "there, with co.continual(module, kernel_size=...) (a dict of paths for several pools)"
+        )
+    return kind(module.output_size, kernel_size)
+
+
+def _linear(module: Any, *, channel_dim: int = -1) -> co.CoModule:
+    bias = module.bias is not None
+    dtype = param_dtype(module.weight)
+    return co.Linear(module.in_features, module.out_features, bias, channel_dim, **dtype)
+
+
+def _running_norm(kind: type[co.CoModule], module: Any, **own: Any) -> co.CoModule:
+    tracks = module.running_mean is not None
+    learnt = module.weight if module.weight is not None else module.running_mean
+    return kind(
+        module.num_features,
+        module.eps,
+        module.momentum,
+        module.weight is not None,
+        tracks,
+        module.weight is None or module.bias is not None,
+        **own,
+        **({} if learnt is None else param_dtype(learnt)),
+    )
+
+
+def _instance_norm(kind: type[co.CoModule], module: Any, *, per_step: bool = False) -> co.CoModule:
+    return _running_norm(kind, module, per_step=per_step)
+
+
+def _group_norm(module: Any, *, per_step: bool = False) -> co.CoModule:
+    return co.GroupNorm(
+        module.num_groups, module.num_channels, module.eps, per_step=per_step, **_affine(module)
+    )
+
+
+def _layer_norm(module: Any, *, channel_dim: int = -1, per_step: bool = False) -> co.CoModule:
+    if len(module.normalized_shape) > 1:
+        channel_dim = -1
+    arguments = _affine(module)
+    return co.LayerNorm(
+        module.normalized_shape,
+        module.eps,
+        arguments.pop("affine"),
+        channel_dim=channel_dim,
+        per_step=per_step and channel_dim == -1,
+        **arguments,
+    )
+
+
+def _affine(module: Any) -> dict[str, Any]:
+    """The arguments for what a norm learns."""
+    if module.weight is None:
+        return {"affine": False}
+    return {"affine": True, "bias": module.bias is not None, **param_dtype(module.weight)}
+
+
+def _prelu(module: Any) -> co.CoModule:
+    return co.PReLU(module.num_parameters, module.init, **param_dtype(module.weight))
+
+
+def _along(kind: Callable[..., co.CoModule], module: Any) -> co.CoModule:
+    if module.dim is None:
+        raise ValueError("does not say along which axis: give it dim=1 for the channels")
+    return kind(dim=module.dim)
+
+
+def _recurrent(kind: type[co.CoModule], module: Any) -> co.CoModule:
+    if module.bidirectional:
+        raise ValueError(
+            "is bidirectional: half of it begins with the last step, which a stream does not have"
+        )
+    own = {
+        name: getattr(module, name)
+        for name in ("nonlinearity", "proj_size")
+        if name in kind.__dataclass_fields__
+    }
+    return kind(
+        module.input_size,
+        module.hidden_size,
+        module.num_layers,
+        bias=module.bias,
+        dropout=module.dropout,
+        **own,
+        **param_dtype(module.weight_ih_l0),
+    )
+
+
+def _flatten(module: Any) -> co.CoModule:
+    raise ValueError(
+        "makes channels of time and space. Behind a pool over all of them nothing but channels is "
+        "left: leave it out, e.g. co.register(torch.nn.Flatten, lambda flatten: co.Identity()), "
+        "and convert with channel_dim=1"
+    )
+
+
+def _sequential(module: Any, *, convert: Callable[..., co.CoModule]) -> co.CoModule:
+    return co.Sequential({name: convert(part, name) for name, part in module._modules.items()})
+
+
+_DIMENSIONS = ("1d", "2d", "3d")
+_POOL = "kernel_size stride padding ceil_mode count_include_pad"
+
+_BUILDERS: dict[Hashable, Callable[..., Any]] = {
+    nn.Sequential: _sequential,
+    nn.Identity: like(co.Identity, ""),
+    nn.Linear: _linear,
+    nn.AvgPool1d: like(co.AvgPool1d, _POOL),
+    nn.AvgPool2d: like(co.AvgPool2d, f"{_POOL} divisor_override"),
+    nn.AvgPool3d: like(co.AvgPool3d, f"{_POOL} divisor_override"),
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.PReLU: _prelu,
+    nn.Flatten: _flatten,
+    **{
+        getattr(nn, f"{family}{d}"): partial(build, getattr(co, f"{family}{d}"))
+        for family, build in {
+            "Conv": _conv,
+            "MaxPool": _max_pool,
+            "BatchNorm": _running_norm,
+            "InstanceNorm": _instance_norm,
+        }.items()
+        for d in _DIMENSIONS
+    },
+    **{
+        getattr(nn, f"{family}{d}"): partial(_adaptive_pool, getattr(co, f"{family}{d}"))
+        for family in ("AdaptiveAvgPool", "AdaptiveMaxPool")
+        for d in _DIMENSIONS[1:]
+    },
+    **{
+        getattr(nn, name): partial(_recurrent, getattr(co, name)) for name in ("RNN", "LSTM", "GRU")
+    },
+    **{
+        getattr(nn, name): partial(_along, getattr(co, name))
+        for name in ("Softmin", "Softmax", "LogSoftmax", "GLU")
+    },
+    **{
+        getattr(nn, name): like(getattr(co, name), arguments)
+        for name, arguments in {
+            "Threshold": "threshold value",
+            "ReLU": "",
+            "RReLU": "lower upper",
+            "Hardtanh": "min_val max_val",
+            "ReLU6": "",
+            "Sigmoid": "",
+            "Hardsigmoid": "",
+            "Tanh": "",
+            "SiLU": "",
+            "Hardswish": "",
+            "ELU": "alpha",
+            "CELU": "alpha",
+            "SELU": "",
+            "GELU": "approximate",
+            "Hardshrink": "lambd",
+            "LeakyReLU": "negative_slope",
+            "LogSigmoid": "",
+            "Softplus": "beta threshold",
+            "Softshrink": "lambd",
+            "Softsign": "",
+            "Tanhshrink": "",
+            "Softmax2d": "",
+            "Dropout": "p",
+            "Dropout1d": "p",
+            "Dropout2d": "p",
+            "Dropout3d": "p",
+            "AlphaDropout": "p",
+            "FeatureAlphaDropout": "p",
+        }.items()
+    },
+}
