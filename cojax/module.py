@@ -86,6 +86,8 @@ class CoModule(nn.Module):
         require_mode(self.call_mode)
         super().__post_init__()
 
+    _written_init: ClassVar[Callable[..., None] | None] = None
+
     @nn.nowrap
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "call_mode" and name in vars(self):
@@ -101,6 +103,11 @@ class CoModule(nn.Module):
         for name in ("children", "output_spec", "fresh_state"):
             if name in cls.__dict__:
                 nn.nowrap(cls.__dict__[name])
+        # Where there is none, Flax writes a constructor of the fields: also over an inherited one.
+        if "__init__" in cls.__dict__:
+            cls._written_init = nn.nowrap(cls.__dict__["__init__"])
+        elif cls._written_init is not None:
+            cls.__init__ = cls._written_init  # type: ignore[method-assign]
         super().__init_subclass__(**options)
 
     # What a subclass implements.

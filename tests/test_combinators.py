@@ -181,6 +181,19 @@ def test_networks_are_tabulated(net):
     assert "layers_0" in table
 
 
+def test_what_derives_from_a_container_is_constructed_alike():
+    class Scaled(co.Sequential):
+        factor: float = 1.0
+
+        def clip(self, x, train=False):
+            return self.factor * super().clip(x, train)
+
+    net = Scaled({"add": co.Add(1.0), "relu": co.ReLU()}, factor=2.0)
+    assert net.order == ("add", "relu")
+    assert net.clone() == net
+    assert net.apply({}, jnp.ones((1, 1, 2))).ravel().tolist() == [4, 4]
+
+
 def test_broadcast_counts_the_branches_behind_it():
     net = co.Sequential(co.Broadcast(), co.Parallel(co.ReLU(), co.Identity()), co.Reduce("concat"))
     assert net.apply({}, jnp.ones((1, 2, 3))).shape == (1, 4, 3)
