@@ -54,7 +54,7 @@ def pooled_size(image_size: int) -> int:
 
 
 def classifier(features: int, num_classes: int, dropout: float) -> dict[str, CoModule]:
-    """From steps ``(B, features, H, W)`` to probabilities ``(B, num_classes)``; to logits in training.
+    """From ``(B, features, H, W)`` to ``(B, num_classes)``: probabilities, or logits in training.
 
     What there is to say at several places, of images larger than the nominal size, is averaged.
     """
