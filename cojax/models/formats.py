@@ -13,6 +13,10 @@ from cojax.models.skeleton_checkpoints import is_regular, rename_regular
 Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
+def _unchanged(name: str) -> str:
+    return name
+
+
 def _nothing(_given: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {}
 
@@ -149,19 +153,19 @@ FORMATS = (
     Format(
         "co3d X3D",
         _holding("s1.pathway0_stem.conv_xy.weight", "s2.pathway0_res0.0.1.branch2.a.weight"),
-        str,
+        _unchanged,
         "head.projection",
     ),
     Format(
         "co3d ResNet",
         _holding("0.conv.weight", "1.pathway0_res0.0.1.branch2.conv_a.weight"),
-        str,
+        _unchanged,
         "5.projection",
     ),
     Format(
         "PySlowFast X3D",
         _holding("s1.pathway0_stem.conv_xy.weight", "s2.pathway0_res0.branch2.a.weight"),
-        str,
+        _unchanged,
         "head.projection",
     ),
     Format(

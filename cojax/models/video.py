@@ -54,10 +54,9 @@ def pooled_size(image_size: int) -> int:
 
 
 def classifier(features: int, num_classes: int, dropout: float) -> dict[str, CoModule]:
-    """From features ``(B, features, H, W)`` to ``(B, num_classes)``: probabilities, or logits in
-    training.
+    """From ``(B, features, H, W)`` to ``(B, num_classes)``: probabilities, or logits in training.
 
-    What images larger than the nominal size give at several places is averaged.
+    What there is to say at several places, of images larger than the nominal size, is averaged.
     """
     return {
         "dropout": Dropout(dropout),
