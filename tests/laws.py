@@ -14,6 +14,7 @@ import numpy as np
 
 import cojax as co
 from cojax.frames import flat_streams, map_streams, spec_of, without_time
+from tests.networks import random_variables
 
 _compilations: collections.Counter[str] = collections.Counter()
 
@@ -36,17 +37,7 @@ def compilations(expected: int, of: str) -> Iterator[None]:
 
 def variables_of(net: co.CoModule, seed: int = 0) -> dict[str, Any]:
     """Random variables, batch statistics included (variances and scales positive)."""
-    variables = net.init(jax.random.key(seed), method="declare")
-    rng = np.random.default_rng(seed)
-
-    def randomised(path: Any, leaf: jax.Array) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jnp.integer):
-            return leaf
-        if path[-1].key in ("var", "scale"):
-            return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype)
-        return jnp.asarray(leaf + rng.normal(0, 0.1, leaf.shape), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(randomised, variables)
+    return random_variables(net, seed)
 
 
 def clip_of(shape: tuple[int, ...], seed: int = 0, dtype: Any = np.float32) -> jax.Array:
