@@ -330,6 +330,27 @@ COMBINATORS = {
         ),
         (2, 2, 9, 3),
     ),
+    "encoder behind a stride": (
+        lambda: co.Sequential(
+            co.Conv1d(3, 6, 3, stride=2, padding=1),
+            co.RecyclingPositionalEncoding(6, 5),
+            co.TransformerEncoder(co.TransformerEncoderLayerFactory(6, 2, 8, sequence_len=3), 2),
+            co.Conv1d(6, 2, 2),
+        ),
+        (2, 3, 18),
+    ),
+    "attention beside its newest token": (
+        lambda: co.Residual(
+            co.SingleOutputMultiheadAttention(4, 2, sequence_len=3), residual_shrink="leading"
+        ),
+        (2, 4, 8),
+    ),
+    "windows of windows": (
+        lambda: co.Sequential(
+            co.Conv1d(2, 3, 2), co.Window(3), co.Conv2d(3, 2, (3, 2), stride=(2, 1), padding=(1, 0))
+        ),
+        (2, 2, 14),
+    ),
     "conditional on train": (
         lambda: co.Conditional(
             lambda module, x, train: not train, co.Conv1d(2, 2, 3, padding=1), co.Delay(2)
