@@ -57,6 +57,7 @@ from cojax.layers.dropout import (
 )
 from cojax.layers.linear import Linear
 from cojax.layers.norm import (
+    BatchNorm,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
@@ -106,6 +107,7 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "BatchNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
@@ -115,10 +117,10 @@ __all__ = [
     "CoModule",
     "Conditional",
     "Constant",
-    "ConversionError",
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConversionError",
     "Delay",
     "Dropout",
     "Dropout1d",

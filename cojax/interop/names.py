@@ -146,9 +146,7 @@ def _entries(
                     yield Entry(place, spec, name, long, leaf)
     for name, child in module.children().items():
         wrapped = _wrapped(module, name)
-        yield from _entries(
-            child, specs, (*path, key(name)), (*names, name), (*delayed, *wrapped)
-        )
+        yield from _entries(child, specs, (*path, key(name)), (*names, name), (*delayed, *wrapped))
 
 
 def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:
@@ -161,10 +159,10 @@ def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        if key not in tree:
+    for part in path:
+        if part not in tree:
             return None
-        tree = tree[key]
+        tree = tree[part]
     return tree
 
 

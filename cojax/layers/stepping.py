@@ -143,7 +143,9 @@ class ForwardStepping(TimeLocal):
     def _run(self, call: Callable[[Array], Any], x: Array) -> Any:
         """What ``call`` returns, with the axes and the dtype of the clip."""
         y = _moved(call)(x) if self.channels_last else call(x)
-        both = isinstance(y, jax.Array) and all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, y))
+        both = isinstance(y, jax.Array) and all(
+            jnp.issubdtype(a.dtype, jnp.floating) for a in (x, y)
+        )
         return y.astype(x.dtype) if both else y
 
 
