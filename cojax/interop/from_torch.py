@@ -216,7 +216,7 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
     **{
         getattr(nn, f"{family}{d}"): partial(_adaptive_pool, getattr(co, f"{family}{d}"))
         for family in ("AdaptiveAvgPool", "AdaptiveMaxPool")
-        for d in _DIMENSIONS[1:]
+        for d in _DIMENSIONS
     },
     **{getattr(nn, name): partial(recurrent, getattr(co, name)) for name in ("RNN", "LSTM", "GRU")},
     **{

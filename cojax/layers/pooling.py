@@ -355,7 +355,7 @@ class _AdaptivePool(_TemporalPool):
 
     The two agree for clips of ``receptive_field`` steps (with a stride of 1 and no padding).
 
-    Source: ``torch.nn.Adaptive{Avg,Max}Pool{2,3}d``; ``kernel_size`` is that of ``continual``.
+    Source: ``torch.nn.Adaptive{Avg,Max}Pool{1,2,3}d``; ``kernel_size`` is that of ``continual``.
 
     Attributes:
       output_size: an int or one for each axis, time first; time must be pooled to 1. None keeps an
@@ -417,6 +417,12 @@ class _AdaptivePool(_TemporalPool):
         return adaptive(x, self._sizes[1:], first, self.maximum)
 
 
+class AdaptiveAvgPool1d(_AdaptivePool):
+    __doc__ = _AdaptivePool.__doc__
+    space = 0
+    maximum = False
+
+
 class AdaptiveAvgPool2d(_AdaptivePool):
     __doc__ = _AdaptivePool.__doc__
     space = 1
@@ -427,6 +433,12 @@ class AdaptiveAvgPool3d(_AdaptivePool):
     __doc__ = _AdaptivePool.__doc__
     space = 2
     maximum = False
+
+
+class AdaptiveMaxPool1d(_AdaptivePool):
+    __doc__ = _AdaptivePool.__doc__
+    space = 0
+    maximum = True
 
 
 class AdaptiveMaxPool2d(_AdaptivePool):
