@@ -441,6 +441,11 @@ def test_constants_keep_the_laws(constant):
     check_laws(constant, clip_of((2, 3, 4)), receptive_field=False)
 
 
+@pytest.mark.parametrize("kind", [co.AdaptiveAvgPool1d, co.AdaptiveMaxPool1d])
+def test_adaptive_pools_1d_keep_the_laws_for_clips_of_their_length(kind):
+    check_laws(kind(1, kernel_size=4), clip_of((2, 3, 4)), receptive_field=False)
+
+
 @pytest.mark.parametrize(
     "net",
     [

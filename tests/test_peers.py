@@ -324,6 +324,12 @@ AGREED |= {
 
 # What torch alone can be compared with.
 WITHOUT_CONTINUAL = {
+    "adaptive average of a clip, 1d": Case(
+        lambda: co.AdaptiveAvgPool1d(1, kernel_size=6), (2, 3, 6)
+    ),
+    "adaptive maximum of a clip, 1d": Case(
+        lambda: co.AdaptiveMaxPool1d(1, kernel_size=6), (2, 3, 6)
+    ),
     "conv1d causal": Case(lambda: co.Conv1d(3, 4, 3, 2, padding=((2, 0),)), (2, 3, 8)),
     "conv2d padded unevenly": Case(
         lambda: co.Conv2d(2, 4, (4, 3), padding=((1, 2), (0, 2))), (2, 2, 9, 4)

@@ -78,12 +78,13 @@ def continual(
       ConversionError: if it cannot be converted, naming all that cannot.
       TypeError: for a class, or for variables of a module that has its own.
     """
-    if isinstance(module, type):
-        raise TypeError(f"continual takes a module, not its class: {module.__name__}(...)")
+    if isinstance(module, type) or not callable(module):
+        hint = f"; make one of this class: {module.__name__}(...)" if callable(module) else ""
+        raise TypeError(f"continual takes a module, got {module!r}{hint}")
     if _is_torch(module) and variables is not None:
         raise TypeError(f"{type(module).__name__} has its variables within; give none")
     conversion = _Conversion(options)
-    given = nn.meta.unbox(unfreeze(variables)) if variables is not None else {}
+    given = nn.meta.unbox(unfreeze(dict(variables or {})))
     net, made = conversion.convert(module, given, ())
     problems = conversion.problems or [*conversion.unused(), *_misfits(net, made)]
     if problems:
@@ -246,7 +247,9 @@ def _builder_of(module: Any) -> Builder:
         known = from_torch.builders()
         from_torch.require_plain(module)
     else:
-        from cojax.interop.from_flax import BUILDERS as known  # noqa: N811 - as for torch
+        from cojax.interop import from_flax
+
+        known = from_flax.BUILDERS
     if builder is None and kind not in known:
         raise ValueError(_unknown(module, known))
     if builder is not None and builder not in known:
@@ -256,6 +259,8 @@ def _builder_of(module: Any) -> Builder:
 
 def _unknown(module: Any, known: Mapping[Hashable, Builder]) -> str:
     kind, name = _kind(module), _called(module)
+    if not name.isidentifier():
+        name = "it"
     for base in kind.__mro__[1:] if isinstance(kind, type) else ():
         if base in known:
             return (
@@ -304,20 +309,17 @@ def _within(variables: Variables, name: str) -> Variables:
 def _require_all(module: Any, variables: Variables, parts: list[_Part]) -> None:
     """Raises a ValueError if a module has tensors that none of its parts has."""
     if _is_torch(module):
-        theirs = {
-            id(tensor)
-            for part in parts
-            for tensor in part.module.state_dict(keep_vars=True).values()
-        }
-        tensors = module.state_dict(keep_vars=True).items()
-        own = [name for name, tensor in tensors if id(tensor) not in theirs]
+        from cojax.interop.from_torch import tensors
+
+        theirs = {id(tensor) for part in parts for tensor in tensors(part.module).values()}
+        own = [name for name, tensor in tensors(module).items() if id(tensor) not in theirs]
     else:
         names = {part.name for part in parts}
         own = sorted({name for tree in variables.values() for name in tree} - names)
     if own:
         raise ValueError(
-            f"has variables of its own, beside those of the parts that its builder converts: "
-            f"{', '.join(own)}; a builder for it returns the network and its variables"
+            f"has variables beside those of its parts: {', '.join(own)}; where it needs them, its "
+            "builder returns the network and its variables"
         )
 
 
@@ -342,9 +344,13 @@ def _misfits(net: CoModule, variables: Variables) -> Iterator[str]:
     except TypeError:  # What depends on a clip is not known here.
         return
     expected, given = _shapes(declared), _shapes(variables)
-    for path in expected.keys() | given.keys():
-        if expected.get(path) != given.get(path):
-            yield f"the variable {path} has shape {given.get(path)}, expected {expected.get(path)}"
+    for path in sorted(expected.keys() | given.keys()):
+        if path not in given:
+            yield f"the variable {path}, of shape {expected[path]}, is missing"
+        elif path not in expected:
+            yield f"the variable {path}, of shape {given[path]}, is none of the network's"
+        elif expected[path] != given[path]:
+            yield f"the variable {path} has shape {given[path]}, expected {expected[path]}"
 
 
 def _shapes(variables: Variables) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import cojax as co
 
+Kind = Callable[..., co.CoModule]
+
 
 def builders() -> Mapping[Hashable, Callable[..., Any]]:
     """The builder for each class, those of ``continual`` included where it is imported."""
@@ -29,18 +31,29 @@ def require_plain(module: nn.Module) -> None:
         )
 
 
+def tensors(module: nn.Module) -> dict[str, Tensor]:
+    """All that a ``state_dict`` would hold, without asking the modules within for theirs."""
+    return {
+        f"{prefix}.{name}".removeprefix("."): tensor
+        for prefix, part in module.named_modules()
+        for name, tensor in (*part._parameters.items(), *part._buffers.items())
+        if tensor is not None and name not in part._non_persistent_buffers_set
+    }
+
+
 def param_dtype(tensor: Tensor) -> dict[str, Any]:
-    """The argument ``param_dtype`` for a layer of such parameters, where that is not the default."""
+    """The argument ``param_dtype`` for a layer of such parameters, unless that is the default."""
     dtype = jax.dtypes.canonicalize_dtype(str(tensor.dtype).removeprefix("torch."))
     return {} if dtype == "float32" else {"param_dtype": dtype}
 
 
-def like(kind: Callable[..., co.CoModule], names: str) -> Callable[[nn.Module], co.CoModule]:
+def like(kind: Kind, names: str) -> Callable[[nn.Module], co.CoModule]:
     """A builder for a class whose arguments of these names are attributes of the module."""
     return lambda module: kind(**{name: getattr(module, name) for name in names.split()})
 
 
-def _conv(kind: type[co.CoModule], module: Any) -> co.CoModule:
+def conv(kind: Kind, module: Any, **own: Any) -> co.CoModule:
+    """A convolution, with the arguments that torch's has, and others."""
     padding = module.padding
     if isinstance(padding, str):
         # As for "valid", but there it is zero; in front there is as much as behind, or one less.
@@ -63,20 +76,19 @@ def _conv(kind: type[co.CoModule], module: Any) -> co.CoModule:
         module.groups,
         module.bias is not None,
         module.padding_mode,
+        **own,
         **param_dtype(module.weight),
     )
 
 
-def _max_pool(kind: type[co.CoModule], module: Any) -> co.CoModule:
+def _max_pool(kind: Kind, module: Any) -> co.CoModule:
     if module.return_indices:
         raise ValueError("returns indices too, of frames that a step has not got")
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     return kind(**{name: getattr(module, name) for name in names})
 
 
-def _adaptive_pool(
-    kind: type[co.CoModule], module: Any, *, kernel_size: int | None = None
-) -> co.CoModule:
+def _adaptive_pool(kind: Kind, module: Any, *, kernel_size: int | None = None) -> co.CoModule:
     if getattr(module, "return_indices", False):
         raise ValueError("returns indices too, of frames that a step has not got")
     if kernel_size is None:
@@ -87,13 +99,14 @@ def _adaptive_pool(
     return kind(module.output_size, kernel_size)
 
 
-def _linear(module: Any, *, channel_dim: int = -1) -> co.CoModule:
+def linear(module: Any, *, channel_dim: int = -1) -> co.CoModule:
+    """A linear map, of the axis that torch's maps, or another."""
     bias = module.bias is not None
     dtype = param_dtype(module.weight)
     return co.Linear(module.in_features, module.out_features, bias, channel_dim, **dtype)
 
 
-def _running_norm(kind: type[co.CoModule], module: Any, **own: Any) -> co.CoModule:
+def _running_norm(kind: Kind, module: Any, **own: Any) -> co.CoModule:
     tracks = module.running_mean is not None
     learnt = module.weight if module.weight is not None else module.running_mean
     return kind(
@@ -108,7 +121,7 @@ def _running_norm(kind: type[co.CoModule], module: Any, **own: Any) -> co.CoModu
     )
 
 
-def _instance_norm(kind: type[co.CoModule], module: Any, *, per_step: bool = False) -> co.CoModule:
+def _instance_norm(kind: Kind, module: Any, *, per_step: bool = False) -> co.CoModule:
     return _running_norm(kind, module, per_step=per_step)
 
 
@@ -143,31 +156,24 @@ def _prelu(module: Any) -> co.CoModule:
     return co.PReLU(module.num_parameters, module.init, **param_dtype(module.weight))
 
 
-def _along(kind: Callable[..., co.CoModule], module: Any) -> co.CoModule:
+def _along(kind: Kind, module: Any) -> co.CoModule:
     if module.dim is None:
         raise ValueError("does not say along which axis: give it dim=1 for the channels")
     return kind(dim=module.dim)
 
 
-def _recurrent(kind: type[co.CoModule], module: Any) -> co.CoModule:
+def recurrent(kind: Kind, own: str, module: Any) -> co.CoModule:
+    """A recurrent layer, with the arguments of all of them and those of its own."""
     if module.bidirectional:
         raise ValueError(
             "is bidirectional: half of it begins with the last step, which a stream does not have"
         )
-    own = {
-        name: getattr(module, name)
-        for name in ("nonlinearity", "proj_size")
-        if name in kind.__dataclass_fields__
-    }
-    return kind(
-        module.input_size,
-        module.hidden_size,
-        module.num_layers,
-        bias=module.bias,
-        dropout=module.dropout,
-        **own,
-        **param_dtype(module.weight_ih_l0),
-    )
+    names = f"input_size hidden_size num_layers bias dropout {own}".split()
+    arguments = {name: getattr(module, name) for name in names}
+    return kind(**arguments, **param_dtype(module.weight_ih_l0))
+
+
+RECURRENT = {"RNN": "nonlinearity", "LSTM": "proj_size", "GRU": ""}
 
 
 def _flatten(module: Any) -> co.CoModule:
@@ -178,7 +184,8 @@ def _flatten(module: Any) -> co.CoModule:
     )
 
 
-def _sequential(module: Any, *, convert: Callable[..., co.CoModule]) -> co.CoModule:
+def sequential(module: Any, *, convert: Kind) -> co.CoModule:
+    """A chain of what its modules are converted to, by their names."""
     return co.Sequential({name: convert(part, name) for name, part in module._modules.items()})
 
 
@@ -186,9 +193,9 @@ _DIMENSIONS = ("1d", "2d", "3d")
 _POOL = "kernel_size stride padding ceil_mode count_include_pad"
 
 _BUILDERS: dict[Hashable, Callable[..., Any]] = {
-    nn.Sequential: _sequential,
+    nn.Sequential: sequential,
     nn.Identity: like(co.Identity, ""),
-    nn.Linear: _linear,
+    nn.Linear: linear,
     nn.AvgPool1d: like(co.AvgPool1d, _POOL),
     nn.AvgPool2d: like(co.AvgPool2d, f"{_POOL} divisor_override"),
     nn.AvgPool3d: like(co.AvgPool3d, f"{_POOL} divisor_override"),
@@ -199,7 +206,7 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
     **{
         getattr(nn, f"{family}{d}"): partial(build, getattr(co, f"{family}{d}"))
         for family, build in {
-            "Conv": _conv,
+            "Conv": conv,
             "MaxPool": _max_pool,
             "BatchNorm": _running_norm,
             "InstanceNorm": _instance_norm,
@@ -209,11 +216,9 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
     **{
         getattr(nn, f"{family}{d}"): partial(_adaptive_pool, getattr(co, f"{family}{d}"))
         for family in ("AdaptiveAvgPool", "AdaptiveMaxPool")
-        for d in _DIMENSIONS[1:]
+        for d in _DIMENSIONS
     },
-    **{
-        getattr(nn, name): partial(_recurrent, getattr(co, name)) for name in ("RNN", "LSTM", "GRU")
-    },
+    **{getattr(nn, name): partial(recurrent, getattr(co, name)) for name in ("RNN", "LSTM", "GRU")},
     **{
         getattr(nn, name): partial(_along, getattr(co, name))
         for name in ("Softmin", "Softmax", "LogSoftmax", "GLU")

@@ -211,10 +211,10 @@ def _wrapped_in_encoder(attention: CoModule, name: str) -> tuple[str, ...]:
 
 
 def _at(tree: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        if key not in tree:
+    for part in path:
+        if part not in tree:
             return None
-        tree = tree[key]
+        tree = tree[part]
     return tree
 
 

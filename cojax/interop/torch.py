@@ -103,7 +103,10 @@ def load_torch(
 
 
 def to_torch(
-    net: CoModule, variables: Mapping[str, Any], delayed_names: bool = False
+    net: CoModule,
+    variables: Mapping[str, Any],
+    delayed_names: bool = False,
+    flatten: bool = False,
 ) -> dict[str, Any]:
     """A ``state_dict`` of torch tensors: the inverse of :func:`load_torch`.
 
@@ -120,18 +123,19 @@ def to_torch(
       variables: its variables.
       delayed_names: whether the branches that ``continual`` delays by itself are named as there
         (``0.0.weight``), so that the same network built with ``continual`` loads them.
+      flatten: whether names are flattened, as by ``continual``: without their numeric parts.
 
     Returns:
       The tensors by name, in torch's order.
 
     Raises:
-      CheckpointError: if the variables are not those of the network.
+      CheckpointError: if the variables are not those of the network, or flattened names clash.
       ImportError: if torch is not installed.
     """
     torch = _torch("to_torch")
     return {
         name: torch.from_numpy(value) if value.dtype.kind != "V" else _half(torch, value)
-        for name, value in _exported(net, variables, delayed_names).items()
+        for name, value in _exported(net, variables, delayed_names, flatten).items()
     }
 
 
@@ -140,6 +144,7 @@ def save_torch(
     net: CoModule,
     variables: Mapping[str, Any],
     delayed_names: bool = False,
+    flatten: bool = False,
 ) -> None:
     """Writes a checkpoint that torch loads.
 
@@ -154,31 +159,35 @@ def save_torch(
       net: the network.
       variables: its variables.
       delayed_names: as of :func:`to_torch`.
+      flatten: as of :func:`to_torch`.
 
     Raises:
-      CheckpointError: if the variables are not those of the network, or for another suffix.
+      CheckpointError: if the variables are not those of the network, flattened names clash, or for
+        another suffix.
       ImportError: if torch is needed and not installed.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         from safetensors.numpy import save_file
 
-        save_file(_exported(net, variables, delayed_names), path)
+        save_file(_exported(net, variables, delayed_names, flatten), path)
     elif path.suffix in _TORCH_FILES:
-        _torch(f"writing {path.suffix} files").save(to_torch(net, variables, delayed_names), path)
+        state_dict = to_torch(net, variables, delayed_names, flatten)
+        _torch(f"writing {path.suffix} files").save(state_dict, path)
     else:
         raise CheckpointError(_unknown_suffix(path))
 
 
 def _exported(
-    net: CoModule, variables: Mapping[str, Any], delayed_names: bool
+    net: CoModule, variables: Mapping[str, Any], delayed_names: bool, flatten: bool
 ) -> dict[str, np.ndarray]:
-    exported, problems = {}, []
-    for entry in entries(net):
+    exported, problems, wanted = {}, [], entries(net)
+    flat = _flattened(wanted) if flatten else {}
+    for entry in wanted:
         value: Any = variables
         for key in entry.path:
             value = value.get(key) if isinstance(value, Mapping) else None
-        name = entry.delayed_name if delayed_names else entry.name
+        name = flat.get(entry.path, entry.delayed_name if delayed_names else entry.name)
         if value is None:
             problems.append(f"missing {'/'.join(entry.path)}")
         elif np.shape(value) != entry.spec.shape:
@@ -299,14 +308,21 @@ def _names(
         own = {entry.path: entry.name for entry in wanted}
         delayed = {entry.path: entry.delayed_name for entry in wanted}
         return max(own, delayed, key=lambda names: len(given.keys() & set(names.values())))
-    names = {entry.path: flattened(entry.name) for entry in wanted}
-    if len(set(names.values())) < len(names):
-        twice = sorted({n for n in names.values() if list(names.values()).count(n) > 1})
+    return _flattened(wanted)
+
+
+def _flattened(wanted: list[Entry]) -> dict[tuple[str, ...], str]:
+    """The flattened name of each variable."""
+    names: dict[str, list[str]] = {}
+    for entry in wanted:
+        names.setdefault(flattened(entry.name), []).append(entry.name)
+    clashes = [f"{name} ({', '.join(long)})" for name, long in names.items() if len(long) > 1]
+    if clashes:
         raise CheckpointError(
             "the network's names cannot be flattened: without their numeric parts several become "
-            + ", ".join(twice)
+            + ", ".join(clashes)
         )
-    return names
+    return {entry.path: flattened(entry.name) for entry in wanted}
 
 
 def _missing(wanted: list[Entry], names: Mapping[Any, str], given: Mapping[str, Any]) -> list[str]:

@@ -82,6 +82,8 @@ class _RunningNorm(CoModule):
 
     space: ClassVar[int]
     unit: ClassVar[str]
+    # Whether running variances are of estimates, that is of n / (n - 1) times the variance.
+    estimates: ClassVar[bool] = True
 
     num_features: int
     eps: float = 1e-5
@@ -152,7 +154,7 @@ class _RunningNorm(CoModule):
             )
         mean, var = _statistics(x, axes)
         if train and self.track_running_stats and not self.is_initializing():
-            self._track(mean, var * count / (count - 1), real)
+            self._track(mean, var * count / (count - 1) if self.estimates else var, real)
         return mean, var
 
     def _track(self, mean: Array, var: Array, real: bool | Array) -> None:
@@ -291,6 +293,34 @@ class BatchNorm2d(_BatchNorm):
 class BatchNorm3d(_BatchNorm):
     __doc__ = _BatchNorm.__doc__
     space = 2
+
+
+class BatchNorm(_BatchNorm):
+    """Batch normalisation of clips with any number of spatial axes, as Flax tracks statistics.
+
+    In training the running variance moves towards that of the clip, where those of
+    :class:`cojax.BatchNorm1d`, 2d and 3d move towards an estimate, ``n / (n - 1)`` times as large.
+    In all else it is the one of these that has the axes of the clip.
+
+    Source: ``flax.linen.BatchNorm``, of which ``momentum`` is 1 less this one; Ioffe and Szegedy,
+    2015, https://arxiv.org/abs/1502.03167.
+
+    Attributes:
+      num_features, eps, momentum, affine, track_running_stats, bias, param_dtype: as of
+        :class:`cojax.BatchNorm1d`.
+
+    Shapes:
+      clip ``(B, num_features, T, *S)`` and step ``(B, num_features, *S)``, kept.
+
+    Raises:
+      InputError: as :class:`cojax.BatchNorm1d`.
+    """
+
+    estimates = False
+
+    def output_spec(self, x: Spec) -> Spec:
+        require_step(x, self, len(x.shape) - 2, self.num_features)
+        return x
 
 
 class InstanceNorm1d(_InstanceNorm):

@@ -448,6 +448,12 @@ class _AdaptivePool(_TemporalPool):
         return adaptive(x, self._sizes[1:], first, self.maximum)
 
 
+class AdaptiveAvgPool1d(_AdaptivePool):
+    __doc__ = over_axes(_AdaptivePool.__doc__, 1)
+    space = 0
+    maximum = False
+
+
 class AdaptiveAvgPool2d(_AdaptivePool):
     __doc__ = over_axes(_AdaptivePool.__doc__, 2)
     space = 1
@@ -458,6 +464,12 @@ class AdaptiveAvgPool3d(_AdaptivePool):
     __doc__ = over_axes(_AdaptivePool.__doc__, 3)
     space = 2
     maximum = False
+
+
+class AdaptiveMaxPool1d(_AdaptivePool):
+    __doc__ = over_axes(_AdaptivePool.__doc__, 1).replace("Avg", "Max")
+    space = 0
+    maximum = True
 
 
 class AdaptiveMaxPool2d(_AdaptivePool):

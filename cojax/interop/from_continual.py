@@ -1,0 +1,141 @@
+"""What modules of ``continual`` are converted to. Layers of torch among them: as ever."""
+
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import Any
+
+import continual
+import torch
+from continual import closure, container
+
+import cojax as co
+from cojax.interop.from_torch import RECURRENT, Kind, conv, like, linear, recurrent, sequential
+
+_FUNCTIONS: dict[Any, Kind] = {
+    closure._unity: co.Identity,
+    torch.zeros_like: co.Zero,
+    torch.ones_like: co.One,
+}
+_REDUCTIONS = {
+    container.reduce_sum: "sum",
+    container.reduce_concat: "concat",
+    container.reduce_mul: "mul",
+    container.reduce_max: "max",
+}
+_POOL = "kernel_size stride padding ceil_mode dilation"
+
+
+def _conv(kind: Kind, module: Any) -> co.CoModule:
+    return conv(kind, module, temporal_fill=module.t_padding_mode)
+
+
+def _pool(kind: Kind, names: str, module: Any) -> co.CoModule:
+    return kind(**{name: getattr(module, name) for name in names.split()}, **_fill(module))
+
+
+def _adaptive_pool(kind: Kind, module: Any) -> co.CoModule:
+    time = {name: getattr(module, name)[0] for name in ("kernel_size", "stride", "padding")}
+    return kind(module.output_size, dilation=module.dilation[0], **time, **_fill(module))
+
+
+def _fill(module: Any) -> dict[str, str]:
+    """The argument ``temporal_fill`` of a pool, where that is not the default.
+
+    What a maximum starts with is minus infinity, so that a stream equals its clip, also where it is
+    zero in ``continual``.
+    """
+    return {"temporal_fill": "replicate"} if module._make_padding is torch.clone else {}
+
+
+def _linear(module: Any) -> co.CoModule:
+    return linear(module, channel_dim=module.channel_dim)
+
+
+def _delay(module: Any) -> co.CoModule:
+    return co.Delay(module.delay, auto_shrink=module.auto_shrink)
+
+
+def _lambda(module: Any, *, convert: Kind) -> co.CoModule:
+    fn = module.fn
+    if isinstance(fn, torch.nn.Module) and module.takes_time:
+        return co.Sequential({"fn": convert(fn, "fn")})
+    if fn in _FUNCTIONS:
+        return _FUNCTIONS[fn]()
+    if isinstance(fn, partial) and fn.func is closure._add:
+        return co.Add(_array(fn.keywords["constant"]))
+    if isinstance(fn, partial) and fn.func is closure._multiply:
+        return co.Multiply(_array(fn.keywords["factor"]))
+    return convert(fn, "fn")
+
+
+def _array(constant: Any) -> Any:
+    return constant.numpy() if isinstance(constant, torch.Tensor) else constant
+
+
+def _reduction(module: Any) -> str:
+    function = getattr(module.reduce, "__wrapped__", module.reduce)
+    if function not in _REDUCTIONS:
+        raise ValueError(f"reduces by a function of torch, {function.__name__}, not by its name")
+    return _REDUCTIONS[function]
+
+
+def _branches(kind: Kind, module: Any, *, convert: Kind) -> co.CoModule:
+    return kind({name: convert(part, name) for name, part in module._modules.items()})
+
+
+def _broadcast_reduce(module: Any, *, convert: Kind) -> co.CoModule:
+    return _branches(
+        partial(co.BroadcastReduce, reduce=_reduction(module)), module, convert=convert
+    )
+
+
+def _reduce(module: Any) -> co.CoModule:
+    return co.Reduce(_reduction(module))
+
+
+def _conditional(module: Any) -> co.CoModule:
+    raise ValueError(
+        "chooses by a function of torch: build co.Conditional(predicate, ...), whose predicate is "
+        "one of JAX"
+    )
+
+
+_DIMENSIONS = ("1d", "2d", "3d")
+
+BUILDERS: dict[Hashable, Callable[..., Any]] = {
+    continual.Sequential: sequential,
+    continual.Broadcast: like(co.Broadcast, "num_streams"),
+    continual.Parallel: partial(_branches, co.Parallel),
+    continual.ParallelDispatch: like(co.ParallelDispatch, "dispatch_mapping"),
+    continual.Reduce: _reduce,
+    continual.BroadcastReduce: _broadcast_reduce,
+    continual.Conditional: _conditional,
+    continual.Delay: _delay,
+    continual.Skip: like(co.Skip, "steps"),
+    continual.Reshape: like(co.Reshape, "shape contiguous"),
+    continual.Lambda: _lambda,
+    continual.Linear: _linear,
+    **{
+        getattr(continual, f"Conv{d}"): partial(_conv, getattr(co, f"Conv{d}")) for d in _DIMENSIONS
+    },
+    continual.AvgPool1d: partial(_pool, co.AvgPool1d, f"{_POOL} count_include_pad"),
+    continual.AvgPool2d: partial(
+        _pool, co.AvgPool2d, f"{_POOL} count_include_pad divisor_override"
+    ),
+    continual.AvgPool3d: partial(
+        _pool, co.AvgPool3d, f"{_POOL} count_include_pad divisor_override"
+    ),
+    **{
+        getattr(continual, f"MaxPool{d}"): partial(_pool, getattr(co, f"MaxPool{d}"), _POOL)
+        for d in _DIMENSIONS
+    },
+    **{
+        getattr(continual, f"{family}{d}"): partial(_adaptive_pool, getattr(co, f"{family}{d}"))
+        for family in ("AdaptiveAvgPool", "AdaptiveMaxPool")
+        for d in _DIMENSIONS[1:]
+    },
+    **{
+        getattr(continual, name): partial(recurrent, getattr(co, name), own)
+        for name, own in RECURRENT.items()
+    },
+}
