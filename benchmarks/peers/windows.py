@@ -95,6 +95,7 @@ def _(net: Any, options: Options) -> nn.Module:
 
 _AVERAGES = (co.AvgPool1d, co.AvgPool2d, co.AvgPool3d)
 _MAXIMA = (co.MaxPool1d, co.MaxPool2d, co.MaxPool3d)
+_ADAPTIVE_1D = (co.AdaptiveAvgPool1d, co.AdaptiveMaxPool1d)
 _ADAPTIVE_2D = (co.AdaptiveAvgPool2d, co.AdaptiveMaxPool2d)
 _ADAPTIVE_3D = (co.AdaptiveAvgPool3d, co.AdaptiveMaxPool3d)
 
@@ -140,7 +141,12 @@ def _(net: Any, options: Options) -> nn.Module:
     return _time_filled(net, options, layer)
 
 
-@only(in_torch, *_ADAPTIVE_2D, *_ADAPTIVE_3D)
+@only(in_continual, *_ADAPTIVE_1D)
+def _(net: Any, options: Options) -> nn.Module:
+    raise NoPeer(f"continual has no {type(net).__name__}")
+
+
+@only(in_torch, *_ADAPTIVE_1D, *_ADAPTIVE_2D, *_ADAPTIVE_3D)
 def _(net: Any, options: Options) -> nn.Module:
     return getattr(nn, type(net).__name__)(net.output_size)
 
