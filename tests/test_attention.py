@@ -51,6 +51,36 @@ def test_encoders_loaded_from_torch_agree_on_every_window_of_a_long_stream(layer
     np.testing.assert_allclose(frames.dense(), expected, **TOLERANCE)
 
 
+@pytest.mark.parametrize("activation", ["relu", torch.nn.functional.gelu, nn.PReLU()])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_encoders_of_torch_are_converted(layers, activation):
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, activation=activation, bias=False)
+    module = nn.TransformerEncoder(layer, layers, nn.LayerNorm(WIDTH), enable_nested_tensor=False)
+    net, variables = co.continual(module.eval(), sequence_len=LENGTH)
+    x = clip_of((2, WIDTH, LENGTH))
+    with torch.no_grad():
+        expected = module(tensor(x).permute(2, 0, 1))[-1]
+    np.testing.assert_allclose(net.apply(variables, x)[:, :, 0], expected, **TOLERANCE)
+    assert list(co.to_torch(net, variables)) == list(module.state_dict())
+
+
+def test_attention_of_torch_is_converted_and_is_torchs_on_clips():
+    modules = (
+        nn.MultiheadAttention(WIDTH, HEADS, add_bias_kv=True, add_zero_attn=True),
+        nn.TransformerEncoderLayer(WIDTH, HEADS, HIDDEN, norm_first=True).eval(),
+    )
+    x = clip_of((2, WIDTH, 7))
+    tokens = tensor(x).permute(2, 0, 1)
+    for module, inputs in zip(modules, ((tokens,) * 3, (tokens,)), strict=True):
+        net, variables = co.continual(module, sequence_len=LENGTH)
+        with torch.no_grad():
+            y = module(*inputs)
+        expected = (y[0] if isinstance(y, tuple) else y).permute(1, 2, 0)
+        np.testing.assert_allclose(net.apply(variables, x), expected, **TOLERANCE)
+    with pytest.raises(co.ConversionError, match="sequence_len"):
+        co.continual(modules[0])
+
+
 # continual calls torch's state_dict with positional arguments.
 @pytest.mark.filterwarnings("ignore:Positional args are being deprecated:FutureWarning")
 @pytest.mark.parametrize("layers", [1, 2])

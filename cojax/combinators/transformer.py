@@ -221,13 +221,13 @@ class TransformerEncoderLayerFactory:
             "residual": residual,
             "self_attn": attention,
             "linear1": Linear(self.d_model, self.dim_feedforward, **across),
-            "activation": _as_module(self.activation),
             "dropout": Dropout(self.dropout),
             "linear2": Linear(self.dim_feedforward, self.d_model, **across),
             "norm1": LayerNorm(self.d_model, self.layer_norm_eps, **across),
             "norm2": LayerNorm(self.d_model, self.layer_norm_eps, **across),
             "dropout1": Dropout(self.dropout),
             "dropout2": Dropout(self.dropout),
+            "activation": _as_module(self.activation),
         }
         return TransformerEncoderLayer(**named([children], None, None), norm_first=self.norm_first)
 

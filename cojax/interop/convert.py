@@ -67,6 +67,7 @@ def continual(
         * ``channel_dim``: the axis of the clip that linear maps, and layer norms over one axis,
           run along. In torch that is the last, in clips ``(B, C, T)`` time, where they are refused.
         * ``kernel_size``: the steps that adaptive pools pool over while stepping.
+        * ``sequence_len``: the tokens that attend to each other in attention and encoders.
         * ``per_step``: whether group, instance and layer norms take the statistics of each step in
           every mode, so that they step, and differ from the module's in ``forward``.
         * whatever the builders of one's own take.

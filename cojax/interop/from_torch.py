@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from torch import Tensor, nn
+from torch.nn import functional
 
 import cojax as co
 
@@ -176,6 +177,63 @@ def recurrent(kind: Kind, own: str, module: Any) -> co.CoModule:
 RECURRENT = {"RNN": "nonlinearity", "LSTM": "proj_size", "GRU": ""}
 
 
+def _attention(module: Any, *, sequence_len: int) -> co.CoModule:
+    """In ``forward`` torch's; in a stream the newest token's over the last ``sequence_len``."""
+    return co.SingleOutputMultiheadAttention(
+        module.embed_dim,
+        module.num_heads,
+        module.dropout,
+        module.in_proj_bias is not None,
+        module.bias_k is not None,
+        module.add_zero_attn,
+        module.kdim,
+        module.vdim,
+        **param_dtype(module.out_proj.weight),
+        sequence_len=sequence_len,
+        single_output_forward=False,
+    )
+
+
+def _encoder_layer(module: Any, *, sequence_len: int) -> co.CoModule:
+    return _encoder_layers(module, sequence_len)("single_output")
+
+
+def _encoder(module: Any, *, sequence_len: int) -> co.CoModule:
+    first, *others = (_encoder_layers(layer, sequence_len) for layer in module.layers)
+    if any(other != first for other in others):
+        raise ValueError("has layers that differ in more than their weights")
+    norm = None if module.norm is None else _layer_norm(module.norm, channel_dim=1)
+    return co.TransformerEncoder(first, len(module.layers), norm)
+
+
+def _encoder_layers(module: Any, sequence_len: int) -> co.TransformerEncoderLayerFactory:
+    attention = module.self_attn
+    return co.TransformerEncoderLayerFactory(
+        attention.embed_dim,
+        attention.num_heads,
+        module.linear1.out_features,
+        module.dropout.p,
+        _activation(module.activation),
+        module.norm1.eps,
+        module.norm_first,
+        module.linear1.bias is not None,
+        sequence_len,
+        attention.in_proj_bias is not None,
+        **param_dtype(module.linear1.weight),
+    )
+
+
+def _activation(activation: Any) -> Any:
+    """The activation of an encoder layer: torch has them as functions and as modules."""
+    builder = _BUILDERS.get(activation.__class__)
+    if builder is not None:
+        return builder(activation)
+    for name, function in (("relu", functional.relu), ("gelu", functional.gelu)):
+        if activation is function:
+            return name
+    raise ValueError(f"has an activation that is not known, {activation!r}; give it a module")
+
+
 def _flatten(module: Any) -> co.CoModule:
     raise ValueError(
         "makes channels of time and space. Behind a pool over all of them nothing but channels is "
@@ -203,6 +261,9 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
     nn.LayerNorm: _layer_norm,
     nn.PReLU: _prelu,
     nn.Flatten: _flatten,
+    nn.MultiheadAttention: _attention,
+    nn.TransformerEncoder: _encoder,
+    nn.TransformerEncoderLayer: _encoder_layer,
     **{
         getattr(nn, f"{family}{d}"): partial(build, getattr(co, f"{family}{d}"))
         for family, build in {
