@@ -235,7 +235,9 @@ class TransformerEncoderLayerFactory:
 def _as_module(activation: Activation) -> CoModule:
     if isinstance(activation, str):
         return _ACTIVATIONS[activation]()
-    return activation if isinstance(activation, CoModule) else Lambda(activation, takes_time=True)
+    if isinstance(activation, CoModule):
+        return activation.clone()  # each layer learns its own
+    return Lambda(activation, takes_time=True)
 
 
 def SingleOutputTransformerEncoderLayer(  # noqa: N802 - a module by its name in continual
