@@ -8,10 +8,12 @@ import textwrap
 from pathlib import Path
 
 import continual
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from continual import convert
 
 import cojax as co
@@ -46,9 +48,7 @@ def families():
 PUBLIC = list(public_names())
 FAMILIES = families()
 # Nothing to show: one meets them when they are raised.
-ERRORS = {"CheckpointError", "InputError", "StateFileError"}
-# Without an example so far.
-BARE = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "Dropout"}
+ERRORS = {"CheckpointError", "ConversionError", "InputError", "StateFileError"}
 
 
 def of_name(name):
@@ -80,7 +80,7 @@ def complete(name):
 def test_every_public_name_has_an_example_and_every_module_its_shapes():
     # An activation's mathematics are its docstring; the page of the family shows how they run.
     asked = {name for name in PUBLIC if callable(of_name(name))} - {*FAMILIES["Activations"]}
-    assert {name for name in asked if not complete(name)} == ERRORS | BARE
+    assert {name for name in asked if not complete(name)} == ERRORS
 
 
 @pytest.fixture
@@ -96,7 +96,8 @@ def _quick(tmp_path, monkeypatch):
 def test_the_examples_of_docstrings_run(name):
     for code in examples(name):
         assert re.search(rf"\bco\.{re.escape(name)}\b", code), "shows something else"
-        exec(compile(code, name, "exec"), {"co": co, "jax": jax, "jnp": jnp, "np": np})
+        names = {"co": co, "jax": jax, "jnp": jnp, "nn": nn, "np": np, "torch": torch}
+        exec(compile(code, name, "exec"), names)
 
 
 def included(match):
