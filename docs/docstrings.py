@@ -18,6 +18,14 @@ import cojax
 # What Flax passes to constructors when it rebuilds a module.
 _PLUMBING = {"layers", "order", "linen"}
 
+# Where the pages have what docstrings name, by its last name.
+_ANCHORS = {
+    **{name: f"CoModule.{name}" for name in vars(cojax.CoModule) if not name.startswith("_")},
+    **{name: name for name in cojax.__all__},
+    **{name: f"analysis.{name}" for name in cojax.analysis.__all__},
+    **{name: f"models.{name}" for name in cojax.models.__all__},
+}
+
 
 class Docstrings(griffe.Extension):
     """Docstrings in Markdown, and the arguments of modules and functions."""
@@ -59,19 +67,18 @@ class Docstrings(griffe.Extension):
 
 def markdown(text: str) -> str:
     """A docstring in Markdown: links, blocks of code, and lists."""
-    text = re.sub(r":(?:class|func|meth):`([\w.]+)`", _link, text)
+    text = re.sub(r":(?:class|func|meth|mod):`(~?[\w.]+)`", _link, text)
     text = re.sub(r"^(.*\S)::\n\n((?: {4}.*\n?|\n)+)", _block, text, flags=re.MULTILINE)
     text = re.sub(r"^(Shapes|Returns):\n((?: {2}.*\n?)+)", _list, text, flags=re.MULTILINE)
     return re.sub(r"^  (?:\w+, )+\w+:", _names, text, flags=re.MULTILINE)
 
 
 def _link(match: re.Match[str]) -> str:
-    name = match[1].removeprefix("cojax.")
-    if name in cojax.__all__:
-        return f"[`{name}`][cojax.{name}]"
-    if hasattr(cojax.CoModule, name):
-        return f"[`{name}`][cojax.CoModule.{name}]"
-    return f"`{name}`"
+    path = match[1].removeprefix("~").removeprefix("cojax.")
+    name = path.rpartition(".")[2]
+    if name in _ANCHORS:
+        return f"[`{path}`][cojax.{_ANCHORS[name]}]"
+    return f"`{path}`"
 
 
 def _block(match: re.Match[str]) -> str:
