@@ -70,7 +70,7 @@ def markdown(text: str) -> str:
     text = re.sub(r":(?:class|func|meth|mod):`(~?[\w.]+)`", _link, text)
     text = re.sub(r"^(.*\S)::\n\n((?: {4}.*\n?|\n)+)", _block, text, flags=re.MULTILINE)
     text = re.sub(r"^(Shapes|Returns):\n((?: {2}.*\n?)+)", _list, text, flags=re.MULTILINE)
-    return re.sub(r"^  (?:\w+, )+\w+:", _names, text, flags=re.MULTILINE)
+    return re.sub(r"^  (?:\w+,\s+)+\w+:", _names, text, flags=re.MULTILINE)
 
 
 def _link(match: re.Match[str]) -> str:
@@ -94,4 +94,4 @@ def _list(match: re.Match[str]) -> str:
 
 def _names(match: re.Match[str]) -> str:
     """Several names before one colon, with narrow spaces: so they are one to the parser."""
-    return "  " + match[0].strip().replace(", ", ",\u202f")
+    return "  " + ",\u202f".join(match[0].replace(",", " ").split())
