@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -18,12 +19,15 @@ import cojax
 # What Flax passes to constructors when it rebuilds a module.
 _PLUMBING = {"layers", "order", "linen"}
 
-# Where the pages have what docstrings name, by its last name.
+_PAGES = "\n".join(page.read_text() for page in Path(__file__).with_name("api").glob("*.md"))
+
+# Where the pages have what docstrings name, by the last part of the name.
 _ANCHORS = {
     **{name: f"CoModule.{name}" for name in vars(cojax.CoModule) if not name.startswith("_")},
-    **{name: name for name in cojax.__all__},
-    **{name: f"analysis.{name}" for name in cojax.analysis.__all__},
-    **{name: f"models.{name}" for name in cojax.models.__all__},
+    **{
+        path.rpartition(".")[2]: path
+        for path in re.findall(r"^::: cojax\.(\S+)$", _PAGES, flags=re.MULTILINE)
+    },
 }
 
 
@@ -46,11 +50,17 @@ class Docstrings(griffe.Extension):
         if str(func.returns) == "Any":
             func.returns = None
 
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        package = func.module.parent
+        if func.name == func.module.name and package and func.name in cojax.__all__:
+            # The package has the function under this name, and not the file that it is in.
+            package.set_member(func.name, griffe.Alias(func.name, func, parent=package))
+
     def on_object(self, *, obj: griffe.Object, loader: griffe.GriffeLoader, **_: Any) -> None:
         text = obj.docstring.value if obj.docstring else ""
         if obj.is_class:
             text = inspect.getdoc(griffe.dynamic_import(obj.path)) or ""
-        if obj.is_module or not text:
+        if not text:
             return
         obj.docstring = griffe.Docstring(
             markdown(text),

@@ -39,10 +39,7 @@ def families():
     pages = re.findall(r"api/\w+\.md", (ROOT / "mkdocs.yml").read_text())
     texts = [(DOCS / page).read_text() for page in pages]
     named = {re.match("# (.*)", t)[1]: re.findall(r"^::: cojax\.(\S+)$", t, re.M) for t in texts}
-    return {
-        title: [name for name in names if name in PUBLIC]
-        for title, names in named.items()
-    }
+    return {title: [name for name in names if name in PUBLIC] for title, names in named.items()}
 
 
 PUBLIC = list(public_names())
