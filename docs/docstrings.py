@@ -51,9 +51,9 @@ class Docstrings(griffe.Extension):
             func.returns = None
 
     def on_function(self, *, func: griffe.Function, **_: Any) -> None:
-        package = func.module.parent
-        if func.name == func.module.name and package and func.name in cojax.__all__:
+        if func.path == f"cojax.{func.name}.{func.name}":
             # The package has the function under this name, and not the file that it is in.
+            package = func.package
             package.set_member(func.name, griffe.Alias(func.name, func, parent=package))
 
     def on_object(self, *, obj: griffe.Object, loader: griffe.GriffeLoader, **_: Any) -> None:
