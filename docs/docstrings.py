@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import griffe
@@ -17,6 +18,17 @@ import cojax
 
 # What Flax passes to constructors when it rebuilds a module.
 _PLUMBING = {"layers", "order", "linen"}
+
+_PAGES = "\n".join(page.read_text() for page in Path(__file__).with_name("api").glob("*.md"))
+
+# Where the pages have what docstrings name, by the last part of the name.
+_ANCHORS = {
+    **{name: f"CoModule.{name}" for name in vars(cojax.CoModule) if not name.startswith("_")},
+    **{
+        path.rpartition(".")[2]: path
+        for path in re.findall(r"^::: cojax\.(\S+)$", _PAGES, flags=re.MULTILINE)
+    },
+}
 
 
 class Docstrings(griffe.Extension):
@@ -38,11 +50,17 @@ class Docstrings(griffe.Extension):
         if str(func.returns) == "Any":
             func.returns = None
 
+    def on_function(self, *, func: griffe.Function, **_: Any) -> None:
+        if func.path == f"cojax.{func.name}.{func.name}":
+            # The package has the function under this name, and not the file that it is in.
+            package = func.package
+            package.set_member(func.name, griffe.Alias(func.name, func, parent=package))
+
     def on_object(self, *, obj: griffe.Object, loader: griffe.GriffeLoader, **_: Any) -> None:
         text = obj.docstring.value if obj.docstring else ""
         if obj.is_class:
             text = inspect.getdoc(griffe.dynamic_import(obj.path)) or ""
-        if obj.is_module or not text:
+        if not text:
             return
         obj.docstring = griffe.Docstring(
             markdown(text),
@@ -59,19 +77,18 @@ class Docstrings(griffe.Extension):
 
 def markdown(text: str) -> str:
     """A docstring in Markdown: links, blocks of code, and lists."""
-    text = re.sub(r":(?:class|func|meth):`([\w.]+)`", _link, text)
+    text = re.sub(r":(?:class|func|meth|mod):`(~?[\w.]+)`", _link, text)
     text = re.sub(r"^(.*\S)::\n\n((?: {4}.*\n?|\n)+)", _block, text, flags=re.MULTILINE)
     text = re.sub(r"^(Shapes|Returns):\n((?: {2}.*\n?)+)", _list, text, flags=re.MULTILINE)
-    return re.sub(r"^  (?:\w+, )+\w+:", _names, text, flags=re.MULTILINE)
+    return re.sub(r"^  (?:\w+,\s+)+\w+:", _names, text, flags=re.MULTILINE)
 
 
 def _link(match: re.Match[str]) -> str:
-    name = match[1].removeprefix("cojax.")
-    if name in cojax.__all__:
-        return f"[`{name}`][cojax.{name}]"
-    if hasattr(cojax.CoModule, name):
-        return f"[`{name}`][cojax.CoModule.{name}]"
-    return f"`{name}`"
+    path = match[1].removeprefix("~").removeprefix("cojax.")
+    name = path.rpartition(".")[2]
+    if name in _ANCHORS:
+        return f"[`{path}`][cojax.{_ANCHORS[name]}]"
+    return f"`{path}`"
 
 
 def _block(match: re.Match[str]) -> str:
@@ -87,4 +104,4 @@ def _list(match: re.Match[str]) -> str:
 
 def _names(match: re.Match[str]) -> str:
     """Several names before one colon, with narrow spaces: so they are one to the parser."""
-    return "  " + match[0].strip().replace(", ", ",\u202f")
+    return "  " + ",\u202f".join(match[0].replace(",", " ").split())

@@ -58,6 +58,11 @@ from cojax.module import CoModule
 class Macs:
     """A number of multiply-accumulates; a fraction, where it is a mean over steps.
 
+    Example::
+
+        conv, attention = co.analysis.Macs(linear=300), co.analysis.Macs(matmul=200)
+        assert (conv + attention).total == 500
+
     Attributes:
       linear: those of convolutions, linear maps and recurrences.
       matmul: those of matrix products of attention and graphs.
@@ -97,9 +102,20 @@ def register_macs(*types: type[CoModule], mode: str | None = None) -> Callable[[
 
     Example::
 
-        @co.analysis.register_macs(GraphProduct)
+        from cojax.module import TimeLocal
+
+        class Neighbours(TimeLocal):
+            joints: int
+
+            def clip(self, x, train=False):
+                graph = jnp.eye(self.joints)
+                return x @ graph
+
+        @co.analysis.register_macs(Neighbours)
         def _(layer, x, y):
-            return co.analysis.Macs(matmul=math.prod(y.shape) * layer.joints)
+            return co.analysis.Macs(matmul=y.size * layer.joints)
+
+        assert co.flops(Neighbours(joints=5), (1, 8, 5)).macs.matmul == 8 * 5 * 5
     """
     one_of("mode", mode, (None, *_REGISTERED))
 

@@ -55,6 +55,12 @@ class TransformerEncoderLayer(Container):
     Source: ``torch.nn.TransformerEncoderLayer``; Vaswani et al., 2017,
     https://arxiv.org/abs/1706.03762.
 
+    Example::
+
+        layer = co.SingleOutputTransformerEncoderLayer(32, 4, sequence_len=8)
+        assert isinstance(layer, co.TransformerEncoderLayer)
+        assert (layer.receptive_field, layer.delay) == (8, 7)
+
     Attributes:
       layers: ``residual`` (the tokens that the outputs stand for), ``self_attn``, ``linear1``,
         ``activation``, ``dropout``, ``linear2``, ``norm1``, ``norm2``, ``dropout1``, ``dropout2``.
@@ -62,6 +68,9 @@ class TransformerEncoderLayer(Container):
 
     Shapes:
       those of its attention.
+
+    Raises:
+      InputError: as its attention.
     """
 
     norm_first: bool = False

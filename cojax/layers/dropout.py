@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.frames import Spec
+from cojax.layers.families import over_axes
 from cojax.module import TimeLocal, require_floating, require_step
 
 
@@ -19,6 +20,15 @@ class Dropout(TimeLocal):
     Needs an rng named "dropout" with ``train=True``. Every step of a stream draws its own mask.
 
     Source: ``torch.nn.Dropout``; Hinton et al., 2012, https://arxiv.org/abs/1207.0580.
+
+    Example::
+
+        dropout = co.Dropout(0.5)
+        clip = jnp.ones((1, 8, 5))
+        assert (dropout.apply({}, clip) == clip).all()
+
+        y = dropout.apply({}, clip, train=True, rngs={"dropout": jax.random.key(0)})
+        assert ((y == 0) | (y == 2)).all()
 
     Attributes:
       p: the probability of a zero.
@@ -66,7 +76,14 @@ class _ChannelDropout(Dropout):
     ``forward`` zeroes a channel of a sample for all of its clip, as torch does. Every step of a
     stream draws its own mask, so that a channel comes and goes.
 
-    Source: ``torch.nn.Dropout{1,2,3}d``; Tompson et al., 2014, https://arxiv.org/abs/1411.4280.
+    Source: ``torch.nn.Dropout3d``; Tompson et al., 2014, https://arxiv.org/abs/1411.4280.
+
+    Example::
+
+        dropout = co.Dropout3d(0.5)
+        clip = jnp.ones((1, 8, 5, 4, 4))
+        y = dropout.apply({}, clip, train=True, rngs={"dropout": jax.random.key(0)})
+        assert (y == y[:, :, :1]).all()  # dropped in every step of the clip, or in none
 
     Attributes:
       p: the probability that a channel is zeroed.
@@ -88,17 +105,17 @@ class _ChannelDropout(Dropout):
 
 
 class Dropout1d(_ChannelDropout):
-    __doc__ = _ChannelDropout.__doc__
+    __doc__ = over_axes(_ChannelDropout.__doc__, 1)
     space = 0
 
 
 class Dropout2d(_ChannelDropout):
-    __doc__ = _ChannelDropout.__doc__
+    __doc__ = over_axes(_ChannelDropout.__doc__, 2)
     space = 1
 
 
 class Dropout3d(_ChannelDropout):
-    __doc__ = _ChannelDropout.__doc__
+    __doc__ = over_axes(_ChannelDropout.__doc__, 3)
     space = 2
 
 
@@ -109,6 +126,13 @@ class AlphaDropout(Dropout):
     are scaled and moved as one. Needs rngs as :class:`cojax.Dropout`.
 
     Source: ``torch.nn.AlphaDropout``; Klambauer et al., 2017, https://arxiv.org/abs/1706.02515.
+
+    Example::
+
+        net = co.Sequential(co.SELU(), co.AlphaDropout(0.1))
+        clip = jax.random.normal(jax.random.key(0), (1, 8, 5))
+        y = net.apply({}, clip, train=True, rngs={"dropout": jax.random.key(1)})
+        assert y.shape == clip.shape
 
     Attributes:
       p: the probability that an entry is dropped. With 1, all are zero.
@@ -131,6 +155,13 @@ class FeatureAlphaDropout(AlphaDropout):
     """:class:`cojax.AlphaDropout` of whole channels: all of a clip's, while stepping of a step's.
 
     Source: ``torch.nn.FeatureAlphaDropout``.
+
+    Example::
+
+        dropout = co.FeatureAlphaDropout(0.5)
+        clip = jnp.ones((1, 8, 5))
+        y = dropout.apply({}, clip, train=True, rngs={"dropout": jax.random.key(0)})
+        assert (y == y[:, :, :1]).all()  # dropped in every step of the clip, or in none
 
     Attributes:
       p: the probability that a channel is dropped. With 1, all are zero.

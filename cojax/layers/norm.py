@@ -21,6 +21,7 @@ from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, spec_of
 from cojax.layers.arguments import IntOrTuple
 from cojax.layers.axes import TIME, non_temporal
+from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer
 from cojax.module import CoModule, TimeLocal, require_floating, require_step
 from cojax.ops.precision import widened
@@ -172,8 +173,17 @@ class _BatchNorm(_RunningNorm):
     the end of the stream leave these as they are. Otherwise the running statistics are used, and
     the layer is local in time.
 
-    Source: ``torch.nn.BatchNorm{1,2,3}d``; Ioffe and Szegedy, 2015,
+    Source: ``torch.nn.BatchNorm3d``; Ioffe and Szegedy, 2015,
     https://arxiv.org/abs/1502.03167.
+
+    Example::
+
+        norm = co.BatchNorm3d(8)
+        clip = jnp.ones((2, 8, 5, 4, 4))
+        variables = norm.init(jax.random.key(0), clip)
+        y, updates = norm.apply(variables, clip, train=True, mutable=["batch_stats"])
+        variables = {**variables, **updates}
+        assert variables["batch_stats"]["num_batches_tracked"] == 1
 
     Attributes:
       num_features: the channels.
@@ -220,8 +230,17 @@ class _InstanceNorm(_RunningNorm):
     them, which is the default, the statistics are always those of the clip, and the layer refuses
     to step.
 
-    Source: ``torch.nn.InstanceNorm{1,2,3}d``; Ulyanov et al., 2016,
+    Source: ``torch.nn.InstanceNorm3d``; Ulyanov et al., 2016,
     https://arxiv.org/abs/1607.08022.
+
+    Example::
+
+        norm = co.InstanceNorm3d(8, track_running_stats=True)
+        clip = jnp.ones((2, 8, 5, 4, 4))
+        variables = norm.init(jax.random.key(0), clip)
+        state = norm.init_state(clip[:, :, 0])
+        frame, state = norm.apply(variables, state, clip[:, :, 0], method="forward_step")
+        assert frame.value.shape == (2, 8, 4, 4)
 
     Attributes:
       num_features: the channels.
@@ -281,17 +300,17 @@ class _InstanceNorm(_RunningNorm):
 
 
 class BatchNorm1d(_BatchNorm):
-    __doc__ = _BatchNorm.__doc__
+    __doc__ = over_axes(_BatchNorm.__doc__, 1)
     space = 0
 
 
 class BatchNorm2d(_BatchNorm):
-    __doc__ = _BatchNorm.__doc__
+    __doc__ = over_axes(_BatchNorm.__doc__, 2)
     space = 1
 
 
 class BatchNorm3d(_BatchNorm):
-    __doc__ = _BatchNorm.__doc__
+    __doc__ = over_axes(_BatchNorm.__doc__, 3)
     space = 2
 
 
@@ -324,17 +343,17 @@ class BatchNorm(_BatchNorm):
 
 
 class InstanceNorm1d(_InstanceNorm):
-    __doc__ = _InstanceNorm.__doc__
+    __doc__ = over_axes(_InstanceNorm.__doc__, 1)
     space = 0
 
 
 class InstanceNorm2d(_InstanceNorm):
-    __doc__ = _InstanceNorm.__doc__
+    __doc__ = over_axes(_InstanceNorm.__doc__, 2)
     space = 1
 
 
 class InstanceNorm3d(_InstanceNorm):
-    __doc__ = _InstanceNorm.__doc__
+    __doc__ = over_axes(_InstanceNorm.__doc__, 3)
     space = 2
 
 
@@ -367,6 +386,15 @@ class GroupNorm(_InputNorm):
     By default the statistics are those of the clip, and the layer refuses to step.
 
     Source: ``torch.nn.GroupNorm``; Wu and He, 2018, https://arxiv.org/abs/1803.08494.
+
+    Example::
+
+        norm = co.GroupNorm(num_groups=2, num_channels=8, per_step=True)
+        clip = jnp.ones((1, 8, 5, 4, 4))
+        variables = norm.init(jax.random.key(0), clip)
+        state = norm.init_state(clip[:, :, 0])
+        frame, state = norm.apply(variables, state, clip[:, :, 0], method="forward_step")
+        assert frame.value.shape == (1, 8, 4, 4)
 
     Attributes:
       num_groups: the groups that the channels are split into.

@@ -246,6 +246,14 @@ class RNN(_Recurrent):
     Source: ``torch.nn.RNN``; Elman, "Finding structure in time", 1990. Here ``forward`` gives the
     output alone, so that the layer stands among others; see :meth:`__call__`.
 
+    Example::
+
+        rnn = co.RNN(input_size=10, hidden_size=20)
+        x = jnp.ones((1, 10, 16))
+        variables = rnn.init(jax.random.key(0), x)
+        y, h_n = rnn.apply(variables, x, return_hidden=True)
+        assert y.shape == (1, 20, 16) and h_n.shape == (1, 1, 20)
+
     Attributes:
       input_size: the channels of the input.
       hidden_size: those of the hidden state, and of the output.
@@ -373,6 +381,15 @@ class GRU(_Recurrent):
 
     Source: ``torch.nn.GRU``; Cho et al., 2014, https://arxiv.org/abs/1406.1078. Here ``forward``
     gives the output alone, so that the layer stands among others.
+
+    Example::
+
+        net = co.Sequential(co.GRU(10, 20), co.Linear(20, 4, channel_dim=1))
+        variables = net.init(jax.random.key(0), method="declare")
+        frame, state = net.apply(
+            variables, net.init_state((1, 10)), jnp.ones((1, 10)), method="forward_step"
+        )
+        assert frame.value.shape == (1, 4) and frame.valid
 
     Attributes:
       input_size: the channels of the input.

@@ -24,6 +24,16 @@ def _nothing(_given: Mapping[str, Any]) -> dict[str, np.ndarray]:
 class Format(NamedTuple):
     """How files of one origin name a network's weights.
 
+    Example::
+
+        format = co.models.Format(
+            name="with a prefix",
+            recognise=lambda names: "backbone.fc.weight" in names,
+            rename=lambda name: name.removeprefix("backbone."),
+            head="fc",
+        )
+        assert format.rename("backbone.fc.weight") == "fc.weight"
+
     Attributes:
       name: what the format is called.
       recognise: whether a file that holds these names is one of them.

@@ -15,7 +15,7 @@ class Graph:
     Example::
 
         arm = co.models.Graph(joints=3, inward=((1, 0), (2, 1)))  # shoulder, elbow, hand
-        arm.adjacency().shape  # (3, 3, 3)
+        assert arm.adjacency().shape == (3, 3, 3)
 
     Attributes:
       joints: how many there are.

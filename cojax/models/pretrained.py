@@ -19,6 +19,14 @@ from cojax.module import CoModule
 class Pretrained(NamedTuple):
     """What came of a checkpoint.
 
+    Example::
+
+        def told(loaded: co.models.Pretrained) -> str:
+            return f"{loaded.format}; to be trained: {', '.join(loaded.fresh)}"
+
+        loaded = co.models.Pretrained({}, "co3d X3D", (), fresh=("head.projection.weight",))
+        assert told(loaded) == "co3d X3D; to be trained: head.projection.weight"
+
     Attributes:
       variables: the network's variables.
       format: what the checkpoint was taken for, e.g. "pytorchvideo X3D".
@@ -45,10 +53,12 @@ def load_pretrained(
 
     Example::
 
-        net = co.models.cox3d_m()
-        pretrained = co.models.load_pretrained(net, "X3D_M.pyth")
-        print(pretrained.format, pretrained.filled)
-        y = net.apply(pretrained.variables, clip)
+        net = co.models.cost_gcn(channels=(4, 4), num_frames=20)
+        checkpoint = co.to_torch(net, net.init(jax.random.key(0), method="declare"))
+
+        pretrained = co.models.load_pretrained(net, checkpoint)  # or a file, by its path
+        assert pretrained.format == "continual-skeletons"
+        variables = pretrained.variables
 
     Args:
       net: the network.

@@ -29,18 +29,24 @@ def coslow(
 
     With the default depth it has 32,454,096 parameters.
 
-    =========  ===============  =====  =======  ======
-    pool_size  receptive field  delay  padding  stride
-    =========  ===============  =====  =======  ======
-    64         82               72     9        1
-    8          26               16     9        1
-    =========  ===============  =====  =======  ======
+    | pool_size | receptive field | delay | padding | stride |
+    |-----------|-----------------|-------|---------|--------|
+    | 64        | 82              | 72    | 9       | 1      |
+    | 8         | 26              | 16    | 9       | 1      |
 
     Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition", ICCV 2019,
     https://arxiv.org/abs/1812.03982; Hedegaard and Iosifidis, "Continual 3D Convolutional Neural
     Networks for Real-time Processing of Videos", ECCV 2022, https://arxiv.org/abs/2106.00050.
     Modules are named as there, so :func:`cojax.load_torch` loads its checkpoints;
     :func:`load_pretrained` loads others.
+
+    Example::
+
+        net = co.models.coslow()
+        assert (net.receptive_field, net.delay) == (82, 72)
+
+        step = jax.ShapeDtypeStruct((1, 3, 256, 256), "float32")
+        assert net.output_spec(step).shape == (1, 400)
 
     Args:
       image_size: the side of the images, in pixels. Larger ones are fine: what the network says at
@@ -79,17 +85,23 @@ def coi3d(
 
     With the default depth it has 28,043,472 parameters.
 
-    =========  ===============  =====  =======  ======
-    pool_size  receptive field  delay  padding  stride
-    =========  ===============  =====  =======  ======
-    64         98               80     17       2
-    8          42               24     17       2
-    =========  ===============  =====  =======  ======
+    | pool_size | receptive field | delay | padding | stride |
+    |-----------|-----------------|-------|---------|--------|
+    | 64        | 98              | 80    | 17      | 2      |
+    | 8         | 42              | 24    | 17      | 2      |
 
     Source: Carreira and Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics
     Dataset", CVPR 2017, https://arxiv.org/abs/1705.07750; Hedegaard and Iosifidis, "Continual 3D
     Convolutional Neural Networks for Real-time Processing of Videos", ECCV 2022,
     https://arxiv.org/abs/2106.00050. Modules are named as there.
+
+    Example::
+
+        net = co.models.coi3d(pool_size=8)
+        assert (net.receptive_field, net.delay, net.stride) == (42, 24, (2,))
+
+        step = jax.ShapeDtypeStruct((1, 3, 224, 224), "float32")
+        assert net.output_spec(step).shape == (1, 400)
 
     Args:
       image_size: the side of the images, in pixels, as of :func:`coslow`.

@@ -96,9 +96,10 @@ def cost_gcn(
     Example::
 
         net = co.models.cost_gcn("ntu60")
-        variables = net.init(jax.random.key(0), method="declare")
-        state = net.init_state((1, 3, 25, 2))
-        frame, state = net.apply(variables, state, jnp.ones((1, 3, 25, 2)), method="forward_step")
+        assert (net.receptive_field, net.delay) == (300, 299)
+
+        step = jax.ShapeDtypeStruct((1, 3, 25, 2), "float32")
+        assert net.output_spec(step).shape == (1, 60)
 
     Args:
       dataset: "ntu60" or "ntu120" (NTU RGB+D, 25 joints) or "kinetics" (18 joints): the skeleton
@@ -138,6 +139,14 @@ def coa_gcn(
     Source: Shi, Zhang, Cheng and Lu, "Two-Stream Adaptive Graph Convolutional Networks for
     Skeleton-Based Action Recognition", CVPR 2019, https://arxiv.org/abs/1805.07694; made continual
     by Hedegaard et al.
+
+    Example::
+
+        net = co.models.coa_gcn("ntu120", modified=False)
+        assert (net.receptive_field, net.delay, net.padding) == (449, 296, (152,))
+
+        step = jax.ShapeDtypeStruct((1, 3, 25, 2), "float32")
+        assert net.output_spec(step).shape == (1, 120)
 
     Args:
       dataset: as of :func:`cost_gcn`.
@@ -180,6 +189,14 @@ def cos_tr(
     Source: Plizzari, Cannici and Matteucci, "Skeleton-based action recognition via spatial and
     temporal transformer networks", CVIU 2021, https://arxiv.org/abs/2008.07404; made continual by
     Hedegaard et al.
+
+    Example::
+
+        net = co.models.cos_tr("kinetics")
+        assert (net.receptive_field, net.delay) == (300, 299)
+
+        step = jax.ShapeDtypeStruct((1, 3, 18, 2), "float32")
+        assert net.output_spec(step).shape == (1, 400)
 
     Args:
       dataset: as of :func:`cost_gcn`.

@@ -114,15 +114,21 @@ def cox3d_s(
 ) -> Sequential:
     """CoX3D-S: 3,794,322 parameters. Arguments, shapes and source are those of :func:`cox3d`.
 
-    =========  ========  ===============  =====  =======  ======
-    pool_size  se_scope  receptive field  delay  padding  stride
-    =========  ========  ===============  =====  =======  ======
-    64         frame     120              91     28       1
-    13         frame     69               40     28       1
-    64         clip      1065             1036   28       1
-    =========  ========  ===============  =====  =======  ======
+    | pool_size | se_scope | receptive field | delay | padding | stride |
+    |-----------|----------|-----------------|-------|---------|--------|
+    | 64        | frame    | 120             | 91    | 28      | 1      |
+    | 13        | frame    | 69              | 40    | 28      | 1      |
+    | 64        | clip     | 1065            | 1036  | 28      | 1      |
 
     X3D-S, whose weights fit, was trained on clips of 13 steps, 6 frames of the video apart.
+
+    Example::
+
+        net = co.models.cox3d_s()
+        assert (net.receptive_field, net.delay) == (120, 91)
+
+        step = jax.ShapeDtypeStruct((1, 3, 160, 160), "float32")
+        assert net.output_spec(step).shape == (1, 400)
     """
     return cox3d(image_size, pool_size, num_classes, se_scope=se_scope, dropout=dropout)
 
@@ -137,15 +143,21 @@ def cox3d_m(
 ) -> Sequential:
     """CoX3D-M: 3,794,322 parameters. Arguments, shapes and source are those of :func:`cox3d`.
 
-    =========  ========  ===============  =====  =======  ======
-    pool_size  se_scope  receptive field  delay  padding  stride
-    =========  ========  ===============  =====  =======  ======
-    64         frame     120              91     28       1
-    16         frame     72               43     28       1
-    64         clip      1065             1036   28       1
-    =========  ========  ===============  =====  =======  ======
+    | pool_size | se_scope | receptive field | delay | padding | stride |
+    |-----------|----------|-----------------|-------|---------|--------|
+    | 64        | frame    | 120             | 91    | 28      | 1      |
+    | 16        | frame    | 72              | 43    | 28      | 1      |
+    | 64        | clip     | 1065            | 1036  | 28      | 1      |
 
     X3D-M, whose weights fit, was trained on clips of 16 steps, 5 frames of the video apart.
+
+    Example::
+
+        net = co.models.cox3d_m()
+        assert (net.receptive_field, net.delay) == (120, 91)
+
+        step = jax.ShapeDtypeStruct((1, 3, 224, 224), "float32")
+        assert net.output_spec(step).shape == (1, 400)
     """
     return cox3d(image_size, pool_size, num_classes, se_scope=se_scope, dropout=dropout)
 
@@ -160,15 +172,21 @@ def cox3d_l(
 ) -> Sequential:
     """CoX3D-L: 6,153,432 parameters. Arguments, shapes and source are those of :func:`cox3d`.
 
-    =========  ========  ===============  =====  =======  ======
-    pool_size  se_scope  receptive field  delay  padding  stride
-    =========  ========  ===============  =====  =======  ======
-    64         frame     178              120    57       1
-    16         frame     130              72     57       1
-    64         clip      2005             1947   57       1
-    =========  ========  ===============  =====  =======  ======
+    | pool_size | se_scope | receptive field | delay | padding | stride |
+    |-----------|----------|-----------------|-------|---------|--------|
+    | 64        | frame    | 178             | 120   | 57      | 1      |
+    | 16        | frame    | 130             | 72    | 57      | 1      |
+    | 64        | clip     | 2005            | 1947  | 57      | 1      |
 
     X3D-L, whose weights fit, was trained on clips of 16 steps, 5 frames of the video apart.
+
+    Example::
+
+        net = co.models.cox3d_l()
+        assert (net.receptive_field, net.delay) == (178, 120)
+
+        step = jax.ShapeDtypeStruct((1, 3, 312, 312), "float32")
+        assert net.output_spec(step).shape == (1, 400)
     """
     return cox3d(
         image_size, pool_size, num_classes, depth_factor=5.0, se_scope=se_scope, dropout=dropout
