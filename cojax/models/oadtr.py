@@ -59,8 +59,9 @@ def cooadtr(
       num_encodings: the encodings of position; by default ``2 * sequence_len - 1``, with which any
         two of a window keep their distance.
       learned_encodings: whether these are learnt; otherwise they are fixed and cyclic.
-      embed_dim, num_heads, dim_feedforward: the channels of the encoder, the heads that attention
-        splits them into, and the channels within the network for each step.
+      embed_dim: the channels of the encoder.
+      num_heads: the heads that attention splits these into.
+      dim_feedforward: the channels within the encoder's network for each step.
       dropout: the probability of a zero in training: behind the encodings and in the encoder.
 
     Returns:
