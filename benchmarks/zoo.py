@@ -3,8 +3,8 @@
     python -m benchmarks.zoo [--json FILE] [NAME ...]
 
 Nothing is run or compiled: parameters, timings and multiply-accumulates (MACs) follow from the
-networks. A step is one of batch 1, on the mean; the clip is what the network without a memory
-computes for one prediction.
+networks. A step is one of batch 1, on the mean; in brackets, one with an output, where not all have
+one. The clip is what the regular network, without a memory, computes for one prediction.
 """
 
 import argparse
@@ -20,15 +20,15 @@ import cojax as co
 from cojax.analysis import Macs
 
 NOTES = {
-    "a": "there norms, ReLUs and pools are counted too, in a step twice, and a quotient is that of "
+    "a": "there norms, ReLUs and pools are counted too, in a step twice, and quotients are those of "
     "rounded figures",
-    "b": "there the cost of a step with an output; every second has none",
-    "c": "there products of activations with graphs, and in attention, are not counted",
-    "d": "there two convolutions in each block are counted that have no effect on the output, and "
-    "that are not computed here",
+    "b": "there the cost of a step with an output, which every second has",
+    "c": "there norms are counted too, and no matrix products of graphs and attention",
+    "d": "there convolutions are counted that have no effect on the output, and that are not "
+    "computed here",
     "e": "there the rows of b1 and b2 are interchanged",
-    "f": "the clip is the window computed anew; OadTR, with three blocks and a decoder, needs 2.45",
-    "g": "there queries of all 64 steps are counted in the last block, where one is asked for",
+    "f": "the clip is the window, computed anew; OadTR, with three blocks and a decoder, needs 2.45",
+    "g": "there the last block projects the queries of all 64 steps, of which one is asked for",
 }
 
 
@@ -97,9 +97,9 @@ ZOO = {
     "CoX3D-L": _video(co.models.cox3d_l, 312, 16, 1.25, 15.3, "a"),
     "CoSlow": _video(co.models.coslow, 256, 8, 6.90, 8.0, "a"),
     "CoI3D": _video(co.models.coi3d, 224, 8, 5.68, 5.0, "ab"),
-    "CoST-GCN*": _skeleton(co.models.cost_gcn, True, 0.16, 107.7, "ac"),
-    "CoA-GCN*": _skeleton(co.models.coa_gcn, True, 0.17, 108.7, "acd"),
-    "CoS-TR*": _skeleton(co.models.cos_tr, True, 0.15, 107.6, "ac"),
+    "CoST-GCN*": _skeleton(co.models.cost_gcn, True, 0.16, 107.7, "c"),
+    "CoA-GCN*": _skeleton(co.models.coa_gcn, True, 0.17, 108.7, "cd"),
+    "CoS-TR*": _skeleton(co.models.cos_tr, True, 0.15, 107.6, "c"),
     "CoST-GCN": _skeleton(co.models.cost_gcn, False),
     "CoA-GCN": _skeleton(co.models.coa_gcn, False),
     "CoS-TR": _skeleton(co.models.cos_tr, False),
@@ -154,13 +154,13 @@ def cost(entry: Entry) -> Cost:
 
 
 HEADER = (
-    *("network", "parameters (trained)", "field", "delay", "stride", "step", "products", "clip of"),
-    *("clip", "times", "`continual`", "times", "notes"),
+    *("network", "parameters (trained)", "field", "delay", "step", "products"),
+    *("clip of", "clip", "times", "`continual`", "times", "notes"),
 )
 
 
 def row(name: str, entry: Entry, cost: Cost) -> tuple[str, ...]:
-    """The cells of the table. MACs are in 10^9."""
+    """The cells of the table; MACs in 10^9."""
     trained = "" if cost.trained == cost.parameters else f" ({cost.trained:,})"
     answering = "" if cost.timing.stride == 1 else f" ({_giga(cost.answering.linear)})"
     return (
@@ -168,7 +168,6 @@ def row(name: str, entry: Entry, cost: Cost) -> tuple[str, ...]:
         f"{cost.parameters:,}{trained}",
         str(cost.timing.receptive_field),
         str(cost.timing.delay),
-        str(cost.timing.stride),
         f"{_giga(cost.step.linear)}{answering}",
         _giga(cost.step.matmul),
         f"{entry.length}x{'x'.join(map(str, entry.step[2:])) or entry.step[1]}",
@@ -216,12 +215,12 @@ def as_json(entry: Entry, cost: Cost) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table and, where asked to, writes its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ZOO)}")
     parser.add_argument("--json", type=Path, help="where the figures go")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.names) - ZOO.keys():
         parser.error(f"no networks of the zoo: {', '.join(unknown)}; there are {', '.join(ZOO)}")
     costs = {name: cost(ZOO[name]) for name in options.names or ZOO}

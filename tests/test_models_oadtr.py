@@ -165,47 +165,11 @@ def test_files_of_the_reference_load(tmp_path):
 def test_every_tensor_of_the_reference_is_used_once(name):
     golden, net = tiny_golden(name)
     ours = co.to_torch(net, co.models.load_pretrained(net, golden.state_dict).variables)
-    bits = (
-        sorted(np.asarray(v).tobytes() for v in sd.values()) for sd in (ours, golden.state_dict)
+    given, kept = (
+        sorted(np.asarray(tensor).tobytes() for tensor in state_dict.values())
+        for state_dict in (golden.state_dict, ours)
     )
-    assert next(bits) == next(bits)
-
-
-def test_a_new_head_is_for_other_classes():
-    golden, _ = tiny_golden()
-    net = network(golden, num_classes=7)
-    with pytest.raises(co.CheckpointError, match=r"\(22, 64\), expected \(7, 64\)(.|\n)*new_head"):
-        co.models.load_pretrained(net, golden.state_dict)
-    loaded = co.models.load_pretrained(net, golden.state_dict, new_head=jax.random.key(0))
-    assert loaded.fresh == ("5.weight", "5.bias")
-
-
-def test_checkpoints_that_do_not_fit_are_refused_by_name():
-    golden, net = tiny_golden()
-    one_block = goldens.load("cooadtr_b1").state_dict
-    with pytest.raises(co.CheckpointError) as error:
-        co.models.load_pretrained(net, one_block)
-    assert "taken for CoOadTR-b1" in str(error.value)
-    assert "missing 3.layers.1.self_attn.in_proj_weight, of shape (192, 64)" in str(error.value)
-
-    with pytest.raises(co.CheckpointError) as error:
-        co.models.load_pretrained(network(golden, num_blocks=1), golden.state_dict)
-    assert "taken for CoOadTR-b2" in str(error.value)
-    assert "unexpected 3.layers.1.norm2.bias (3.1.fn.3.fn.bias in the ch" in str(error.value)
-
-    fixed = goldens.load("cooadtr_b1_fixed").state_dict
-    with pytest.raises(co.CheckpointError) as error:
-        co.models.load_pretrained(network(golden, num_blocks=1), fixed)
-    assert "missing 1.pe.weight, of shape (127, 64)" in str(error.value)
-    assert "unexpected 1.pe.pattern" in str(error.value)
-
-    broken = dict(golden.state_dict)
-    broken["3.0.1.fn.1.fn.3.weight"] = np.zeros((64, 65), np.float32)
-    with pytest.raises(co.CheckpointError, match=r"3.layers.0.linear2.weight \(3.0.1.fn.1.fn.3.w"):
-        co.models.load_pretrained(net, broken)
-
-
-# Errors.
+    assert given == kept
 
 
 @pytest.mark.parametrize(
