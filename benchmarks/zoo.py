@@ -20,14 +20,14 @@ import cojax as co
 from cojax.analysis import Macs
 
 NOTES = {
-    "a": "there norms, ReLUs and pools are counted too, in a step twice, and quotients are those of "
-    "rounded figures",
+    "a": "there norms, ReLUs and pools are counted too, in a step twice, and quotients are "
+    "those of rounded figures",
     "b": "there the cost of a step with an output, which every second has",
     "c": "there norms are counted too, and no matrix products of graphs and attention",
     "d": "there convolutions are counted that have no effect on the output, and that are not "
     "computed here",
     "e": "there the rows of b1 and b2 are interchanged",
-    "f": "the clip is the window, computed anew; OadTR, with three blocks and a decoder, needs 2.45",
+    "f": "the clip is the window, computed anew; OadTR, of three blocks and a decoder, needs 2.45",
     "g": "there the last block projects the queries of all 64 steps, of which one is asked for",
 }
 

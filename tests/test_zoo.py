@@ -17,9 +17,11 @@ SECTION = re.search(r"^## Model zoo\n(.*?)^## ", README, re.DOTALL | re.MULTILIN
 LINES = re.findall(r"^\| .*\|$", SECTION, re.MULTILINE)
 ROWS = [tuple(cell.strip() for cell in line[1:-1].split("|")) for line in LINES]
 
-# Convolutions and linear maps of a step in 10^9, counted in the references by a tool of PyTorch.
+# Convolutions and linear maps of a step in the PyTorch references, in 10^9.
 REFERENCES = {
     "CoX3D-S": 0.15271,
+    "CoX3D-M": 0.29753,
+    "CoX3D-L": 1.14988,
     "CoSlow": 6.81551,
     "CoI3D": 3.55127,
     "CoST-GCN*": 0.15468,
@@ -27,13 +29,11 @@ REFERENCES = {
     "CoS-TR*": 0.14946,
     "CoOadTR-b2": 0.347,
 }
-# The others are of the same functions, or of as many layers that counting them takes long.
-COUNTED = [*REFERENCES, "CoA-GCN", "CoOadTR-b1"]
 
 costs = functools.cache(lambda name: zoo.cost(zoo.ZOO[name]))
 
 
-@pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.parametrize("name", zoo.ZOO)
 def test_the_readme_says_what_is_counted(name):
     (said,) = (row for row in ROWS if row[0] == name)
     assert said == zoo.row(name, zoo.ZOO[name], costs(name))
@@ -45,19 +45,7 @@ def test_the_readme_has_every_network_and_note():
     assert [row[0] for row in rows] == list(zoo.ZOO)
     listed = re.findall(r"^\* (\w): (.*?\.)$", SECTION, re.MULTILINE | re.DOTALL)
     assert {key: re.sub(r"\s+", " ", text)[:-1] for key, text in listed} == zoo.NOTES
-    for name, *_, giga, times, notes in rows:
-        entry = zoo.ZOO[name]
-        assert giga == ("" if entry.giga is None else f"{entry.giga:.2f}")
-        assert times == ("" if entry.reduction is None else f"{entry.reduction:.1f}")
-        assert notes == ", ".join(entry.notes)
-        assert set(entry.notes) <= zoo.NOTES.keys()
-
-
-@pytest.mark.parametrize("name", zoo.ZOO)
-def test_the_readme_has_the_timing_of_every_network(name):
-    (said,) = (row for row in ROWS if row[0] == name)
-    net = zoo.ZOO[name].build()
-    assert said[2:4] == (str(net.receptive_field), str(net.delay))
+    assert {key for entry in zoo.ZOO.values() for key in entry.notes} == zoo.NOTES.keys()
 
 
 @pytest.mark.parametrize("name", REFERENCES)
