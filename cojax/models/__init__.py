@@ -2,6 +2,7 @@
 
 from cojax.models.formats import Format
 from cojax.models.graph import KINETICS, NTU_RGBD, Graph
+from cojax.models.oadtr import cooadtr
 from cojax.models.pretrained import Pretrained, load_pretrained
 from cojax.models.resnet import coi3d, coslow
 from cojax.models.skeleton import coa_gcn, cos_tr, cost_gcn
@@ -15,6 +16,7 @@ __all__ = [
     "Pretrained",
     "coa_gcn",
     "coi3d",
+    "cooadtr",
     "cos_tr",
     "coslow",
     "cost_gcn",

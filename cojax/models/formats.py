@@ -132,6 +132,30 @@ _pyslowfast_resnet = _replacing(
     (r"^head\.projection\.", "5.projection."),
 )
 
+
+def _last_block(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """Of CoOadTR's encoder: the block in which the newest token attends."""
+    return (
+        (rf"^{theirs}\.0\.1\.", f"{ours}.self_attn."),
+        (rf"^{theirs}\.1\.fn\.", f"{ours}.norm1."),
+        (rf"^{theirs}\.2\.1\.0\.", f"{ours}.linear1."),
+        (rf"^{theirs}\.2\.1\.3\.", f"{ours}.linear2."),
+        (rf"^{theirs}\.3\.fn\.", f"{ours}.norm2."),
+    )
+
+
+_COOADTR_NORM: Rule = (r"^4\.fn\.", "4.")
+_cooadtr_b1 = _replacing(*_last_block(r"3", "3.layers.0"), _COOADTR_NORM)
+_cooadtr_b2 = _replacing(
+    (r"^3\.0\.0\.1\.", "3.layers.0.self_attn."),
+    (r"^3\.0\.1\.fn\.0\.", "3.layers.0.norm1."),
+    (r"^3\.0\.1\.fn\.1\.fn\.0\.", "3.layers.0.linear1."),
+    (r"^3\.0\.1\.fn\.1\.fn\.3\.", "3.layers.0.linear2."),
+    (r"^3\.0\.1\.fn\.2\.", "3.layers.0.norm2."),
+    *_last_block(r"3\.1\.fn", "3.layers.1"),
+    _COOADTR_NORM,
+)
+
 # The first that recognises a file has it.
 FORMATS = (
     Format("ST-GCN, AGCN or S-TR", is_regular, rename_regular, "fc"),
@@ -184,4 +208,6 @@ FORMATS = (
         _pyslowfast_resnet,
         "5.projection",
     ),
+    Format("CoOadTR-b1", _holding("3.0.1.in_proj_weight"), _cooadtr_b1, "5"),
+    Format("CoOadTR-b2", _holding("3.0.0.1.in_proj_weight"), _cooadtr_b2, "5"),
 )

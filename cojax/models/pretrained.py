@@ -48,8 +48,8 @@ def load_pretrained(
     """The variables of a network of the zoo, from a checkpoint in one of the formats of others.
 
     These are known by their names: X3D, Slow and I3D of pytorchvideo and of PySlowFast, those of
-    co3d, and the skeleton networks of continual-skeletons, regular ones included. As with
-    :func:`cojax.load_torch`, every tensor is used exactly once.
+    co3d, the skeleton networks of continual-skeletons, regular ones included, and those of CoOadTR.
+    As with :func:`cojax.load_torch`, every tensor is used exactly once.
 
     Example::
 
@@ -111,7 +111,7 @@ def _recognised(state_dict: Mapping[str, Any]) -> Format:
 
 
 def _own_names(wanted: list[Entry]) -> Callable[[str], str]:
-    """The network's name for one that differs in the numbers within."""
+    """The network's name for one in which numbers within are left out."""
     known = {name for entry in wanted for name in (entry.name, entry.delayed_name)}
     alike: dict[str, list[str]] = {}
     for entry in wanted:
@@ -119,7 +119,8 @@ def _own_names(wanted: list[Entry]) -> Callable[[str], str]:
 
     def own_name(name: str) -> str:
         same = alike.get(_without_numbers(name), [])
-        return same[0] if name not in known and len(same) == 1 else name
+        unique = len(same) == 1 and _is_within(name, same[0])
+        return same[0] if name not in known and unique else name
 
     return own_name
 
@@ -127,6 +128,12 @@ def _own_names(wanted: list[Entry]) -> Callable[[str], str]:
 def _without_numbers(name: str) -> str:
     first, *rest = name.split(".")
     return ".".join([first, *(part for part in rest if not part.isdigit())])
+
+
+def _is_within(name: str, longer: str) -> bool:
+    """Whether the parts of a name are in the other, in their order."""
+    parts = iter(longer.split("."))
+    return all(part in parts for part in name.split("."))
 
 
 def _initial(net: CoModule, wanted: list[Entry], key: Array) -> dict[str, np.ndarray]:
