@@ -6,13 +6,14 @@ import importlib.util
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 
 import cojax as co
+from cojax.models.skeleton import DATASETS
 
 _DEMO = "cojax.demo.network:activity_network"
 
@@ -56,15 +57,32 @@ def _parser() -> argparse.ArgumentParser:
 
     stream = commands.add_parser(
         "stream",
-        help="answer samples from standard input, line by line",
+        help="answer samples from standard input, line by line, or those of a file",
         description="Reads samples from standard input, a line of numbers each, and answers every "
-        "line at once. Without --net it runs the network of the demo.",
+        "line at once. Without --net or --model it runs the network of the demo.",
     )
     stream.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE.npy",
+        help="an array (T, ...) whose rows are the samples, instead of standard input; skeletons "
+        "may be (T, joints, 3) or (T, persons, joints, 3)",
+    )
+    network = stream.add_mutually_exclusive_group()
+    network.add_argument(
+        "--model", choices=("cost_gcn", "coa_gcn", "cos_tr"), help="a skeleton network of the zoo"
+    )
+    network.add_argument(
         "--net",
         metavar="WHERE:FUNCTION",
         default=_DEMO,
         help="a function that returns the network, in a module or a .py file (default %(default)s)",
+    )
+    stream.add_argument(
+        "--dataset",
+        choices=tuple(DATASETS),
+        default="ntu60",
+        help="the skeletons that the --model knows (default %(default)s)",
     )
     stream.add_argument("--weights", metavar="FILE", help="the network's PyTorch checkpoint")
     stream.add_argument(
@@ -155,29 +173,41 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _stream(options: argparse.Namespace) -> int:
     from cojax.demo import network
-    from cojax.streaming import lines
+    from cojax.streaming import arrays, lines
 
-    net = _network(options.net)
+    if (options.model or options.net != _DEMO) and not options.weights:
+        raise ValueError("--net and --model need --weights, the checkpoint with their weights")
     labels = options.labels.split(",") if options.labels else None
-    if options.weights:
-        variables = co.load_torch(net, options.weights)
-    elif options.net == _DEMO:
-        variables, labels = network.trained_variables(net), labels or list(network.LABELS)
+    recording = arrays.load(options.file) if options.file else None
+    if options.model:
+        net = getattr(co.models, options.model)(options.dataset)
+        variables = co.models.load_pretrained(net, options.weights).variables
     else:
-        raise ValueError("--net needs --weights, the checkpoint with its weights")
+        net = _network(options.net)
+        if options.weights:
+            variables = co.load_torch(net, options.weights)
+        else:
+            variables, labels = network.trained_variables(net), labels or list(network.LABELS)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # What is no text is a malformed line, like others.
-    incoming = iter(sys.stdin)
+    incoming: Any = iter(sys.stdin)
     if options.shape:
         shape = _shape(options.shape)
+    elif options.model:
+        shape = [3, DATASETS[options.dataset][0].joints, 2]
     elif options.net == _DEMO:
         shape = [6]
+    elif recording is not None:
+        shape = list(recording.shape[1:])
     else:
         first = next(incoming, None)
         if first is None:
             return 0
         shape = [len(first.replace(",", " ").split())]
         incoming = (line for part in ([first], incoming) for line in part)
+    parse: Callable[[Any, Sequence[int]], Any] = lines.parse
+    if recording is not None:
+        incoming, parse = arrays.as_steps(recording, shape), arrays.parse
     stream = lines.open_stream(net, variables, shape, options.state)
     answers = net.output_spec(stream.spec)
     if isinstance(answers, tuple):
@@ -185,7 +215,9 @@ def _stream(options: argparse.Namespace) -> int:
     width = answers.shape[1]
     if labels is not None and len(labels) != width:
         raise ValueError(f"--labels names {len(labels)} outputs, the network has {width}")
-    lines.answer(stream, incoming, sys.stdout, sys.stderr, labels, options.json, options.state)
+    lines.answer(
+        stream, incoming, sys.stdout, sys.stderr, labels, options.json, options.state, parse
+    )
     return 0
 
 
@@ -194,6 +226,8 @@ def _video(options: argparse.Namespace) -> int:
     from cojax.streaming import watch
     from cojax.streaming.video import Video
 
+    if options.top < 1:
+        raise ValueError(f"--top must be at least 1, got {options.top}")
     if options.plot:
         plot.require()
     names = watch.class_names(options.classes) if options.classes else None
@@ -207,10 +241,10 @@ def _video(options: argparse.Namespace) -> int:
         classes = answers.shape[1]
         names = names or [f"class {number}" for number in range(classes)]
         if len(names) != classes:
-            raise ValueError(f"--classes names {len(names)}, the network has {classes}")
+            raise ValueError(f"--classes names {len(names)} classes, the network has {classes}")
         print(
             f"{options.model or options.net}: {float(fps):g} frames a second of {size} x {size} "
-            f"pixels, the first prediction after {float(net.delay / fps):.1f} s",
+            f"pixels, the first prediction after {float(net.delay / fps):.1f} s; compiling",
             file=sys.stderr,
         )
         predictions = []

@@ -196,7 +196,7 @@ def draw(
         axes.axvspan(0, seconds[0], color="0.92", lw=0)
         where = axes.get_xaxis_transform()
         axes.text(seconds[0] / 2, 0.5, "warming up", ha="center", va="center", transform=where)
-    axes.set(xlabel="seconds", ylabel="probability", xlim=(0, None), ylim=(0, None), title=title)
+    axes.set(xlabel="seconds", ylabel="probability", xlim=(0, None), ylim=(0, 1), title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
