@@ -52,7 +52,8 @@ class Video:
             self._container.close()
             raise ValueError(f"{source} has no video stream")
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        if not self.live:  # Threads that each decode a frame hold some back.
+            self._stream.thread_type = "AUTO"
         self.seconds = None if self.live else self._announced()
 
     def __enter__(self) -> "Video":
