@@ -1,4 +1,4 @@
-"""The command line: ``cojax demo``, ``cojax stream`` and ``cojax summary``."""
+"""The command line: ``cojax demo``, ``cojax stream``, ``cojax video`` and ``cojax summary``."""
 
 import argparse
 import importlib
@@ -6,10 +6,14 @@ import importlib.util
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
+import jax
+
 import cojax as co
+from cojax.models.skeleton import DATASETS
 
 _DEMO = "cojax.demo.network:activity_network"
 
@@ -53,15 +57,32 @@ def _parser() -> argparse.ArgumentParser:
 
     stream = commands.add_parser(
         "stream",
-        help="answer samples from standard input, line by line",
+        help="answer samples from standard input, line by line, or those of a file",
         description="Reads samples from standard input, a line of numbers each, and answers every "
-        "line at once. Without --net it runs the network of the demo.",
+        "line at once. Without --net or --model it runs the network of the demo.",
     )
     stream.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE.npy",
+        help="an array (T, ...) whose rows are the samples, instead of standard input; skeletons "
+        "may be (T, joints, 3) or (T, persons, joints, 3)",
+    )
+    network = stream.add_mutually_exclusive_group()
+    network.add_argument(
+        "--model", choices=("cost_gcn", "coa_gcn", "cos_tr"), help="a skeleton network of the zoo"
+    )
+    network.add_argument(
         "--net",
         metavar="WHERE:FUNCTION",
         default=_DEMO,
         help="a function that returns the network, in a module or a .py file (default %(default)s)",
+    )
+    stream.add_argument(
+        "--dataset",
+        choices=tuple(DATASETS),
+        default="ntu60",
+        help="the skeletons that the --model knows (default %(default)s)",
     )
     stream.add_argument("--weights", metavar="FILE", help="the network's PyTorch checkpoint")
     stream.add_argument(
@@ -75,6 +96,47 @@ def _parser() -> argparse.ArgumentParser:
         help="resume from this file if it is there, and save to it when the input ends",
     )
     stream.set_defaults(run=_stream)
+
+    video = commands.add_parser(
+        "video",
+        help="say what happens in a video or before a camera",
+        description="Shows a video to a network, at the rate and size it was trained on, and "
+        "prints the most probable classes with every prediction.",
+    )
+    video.add_argument("source", metavar="FILE_OR_CAMERA", help="a file, /dev/video0, or a number")
+    network = video.add_mutually_exclusive_group(required=True)
+    network.add_argument(
+        "--model", choices=("cox3d_s", "cox3d_m", "cox3d_l", "coslow", "coi3d"), help="of the zoo"
+    )
+    network.add_argument(
+        "--net",
+        metavar="WHERE:FUNCTION",
+        help="a function that returns a network of images (B, 3, H, W) to probabilities, in a "
+        "module or a .py file",
+    )
+    video.add_argument("--weights", metavar="FILE", help="its checkpoint, else random weights")
+    video.add_argument(
+        "--classes", metavar="FILE", help="names of the classes: one a line, or JSON"
+    )
+    video.add_argument(
+        "--top", type=int, default=3, metavar="K", help="classes to print (%(default)s)"
+    )
+    video.add_argument("--json", action="store_true", help="print a JSON object a prediction")
+    video.add_argument("--plot", metavar="FILE.png", help="draw the classes (needs matplotlib)")
+    video.add_argument(
+        "--fps", type=Fraction, metavar="N", help="frames a second (default: as trained)"
+    )
+    video.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="side of the images (default: as trained)"
+    )
+    video.add_argument(
+        "--pool-size",
+        type=int,
+        metavar="STEPS",
+        help="frames that a prediction averages: more are slower to answer, and surer (default: "
+        "the length of the clips it was trained on)",
+    )
+    video.set_defaults(run=_video)
 
     summary = commands.add_parser(
         "summary",
@@ -111,29 +173,41 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _stream(options: argparse.Namespace) -> int:
     from cojax.demo import network
-    from cojax.streaming import lines
+    from cojax.streaming import arrays, lines
 
-    net = _network(options.net)
+    if (options.model or options.net != _DEMO) and not options.weights:
+        raise ValueError("--net and --model need --weights, the checkpoint with their weights")
     labels = options.labels.split(",") if options.labels else None
-    if options.weights:
-        variables = co.load_torch(net, options.weights)
-    elif options.net == _DEMO:
-        variables, labels = network.trained_variables(net), labels or list(network.LABELS)
+    recording = arrays.load(options.file) if options.file else None
+    if options.model:
+        net = getattr(co.models, options.model)(options.dataset)
+        variables = co.models.load_pretrained(net, options.weights).variables
     else:
-        raise ValueError("--net needs --weights, the checkpoint with its weights")
+        net = _network(options.net)
+        if options.weights:
+            variables = co.load_torch(net, options.weights)
+        else:
+            variables, labels = network.trained_variables(net), labels or list(network.LABELS)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # What is no text is a malformed line, like others.
-    incoming = iter(sys.stdin)
+    incoming: Any = iter(sys.stdin)
     if options.shape:
         shape = _shape(options.shape)
+    elif options.model:
+        shape = [3, DATASETS[options.dataset][0].joints, 2]
     elif options.net == _DEMO:
         shape = [6]
+    elif recording is not None:
+        shape = list(recording.shape[1:])
     else:
         first = next(incoming, None)
         if first is None:
             return 0
         shape = [len(first.replace(",", " ").split())]
         incoming = (line for part in ([first], incoming) for line in part)
+    parse: Callable[[Any, Sequence[int]], Any] = lines.parse
+    if recording is not None:
+        incoming, parse = arrays.as_steps(recording, shape), arrays.parse
     stream = lines.open_stream(net, variables, shape, options.state)
     answers = net.output_spec(stream.spec)
     if isinstance(answers, tuple):
@@ -141,8 +215,85 @@ def _stream(options: argparse.Namespace) -> int:
     width = answers.shape[1]
     if labels is not None and len(labels) != width:
         raise ValueError(f"--labels names {len(labels)} outputs, the network has {width}")
-    lines.answer(stream, incoming, sys.stdout, sys.stderr, labels, options.json, options.state)
+    lines.answer(
+        stream, incoming, sys.stdout, sys.stderr, labels, options.json, options.state, parse
+    )
     return 0
+
+
+def _video(options: argparse.Namespace) -> int:
+    from cojax.demo import plot
+    from cojax.streaming import watch
+    from cojax.streaming.video import Video
+
+    if options.top < 1:
+        raise ValueError(f"--top must be at least 1, got {options.top}")
+    if options.plot:
+        plot.require()
+    names = watch.class_names(options.classes) if options.classes else None
+    with Video(options.source) as video:
+        net, size, fps = _video_network(options, len(names) if names else 400)
+        variables = _video_variables(options, net)
+        stream = co.Stream(net, variables, (1, 3, size, size))
+        answers = net.output_spec(stream.spec)
+        if isinstance(answers, tuple) or len(answers.shape) != 2:
+            raise ValueError("the network must answer an image with one vector of probabilities")
+        classes = answers.shape[1]
+        names = names or [f"class {number}" for number in range(classes)]
+        if len(names) != classes:
+            raise ValueError(f"--classes names {len(names)} classes, the network has {classes}")
+        print(
+            f"{options.model or options.net}: {float(fps):g} frames a second of {size} x {size} "
+            f"pixels, the first prediction after {float(net.delay / fps):.1f} s; compiling",
+            file=sys.stderr,
+        )
+        predictions = []
+
+        def tell(prediction: watch.Prediction) -> None:
+            print(watch.line_of(prediction, names, options.top, options.json), flush=True)
+            if options.plot:
+                predictions.append(prediction)
+
+        outcome = watch.watch(video, stream, fps, tell, sys.stderr)
+    if predictions:
+        title = options.source if options.weights else f"{options.source} (random weights)"
+        watch.draw(predictions, names, options.top, title, options.plot)
+    if outcome.complaint:
+        print(f"cojax video: {outcome.complaint}", file=sys.stderr)
+        return 1
+    return 130 if outcome.interrupted else 0
+
+
+def _video_network(options: argparse.Namespace, classes: int) -> tuple[co.CoModule, int, Fraction]:
+    """The network, the side of its images, and the frames a second that it is shown."""
+    from cojax.streaming.watch import TRAINED
+
+    if options.fps is not None and options.fps <= 0:
+        raise ValueError(f"--fps must be positive, got {options.fps}")
+    if options.net:
+        if not options.fps or not options.image_size or options.pool_size:
+            raise ValueError("--net needs --fps and --image-size, and has a --pool-size of its own")
+        return _network(options.net), options.image_size, options.fps
+    trained = TRAINED[options.model]
+    size = trained.image_size if options.image_size is None else options.image_size
+    pool = trained.steps if options.pool_size is None else options.pool_size
+    net = getattr(co.models, options.model)(size, pool, classes)
+    return net, size, options.fps or trained.fps
+
+
+def _video_variables(options: argparse.Namespace, net: co.CoModule) -> Any:
+    if options.weights and options.model:
+        pretrained = co.models.load_pretrained(net, options.weights)
+        print(f"{options.weights}: taken for {pretrained.format}", file=sys.stderr)
+        return pretrained.variables
+    if options.weights:
+        return co.load_torch(net, options.weights)
+    print(
+        "cojax video: RANDOM WEIGHTS, so that the predictions mean nothing; --weights FILE loads "
+        "trained ones",
+        file=sys.stderr,
+    )
+    return net.init(jax.random.key(0, impl="rbg"), method="declare")
 
 
 def _summary(options: argparse.Namespace) -> int:

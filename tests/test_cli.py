@@ -147,7 +147,7 @@ def test_networks_of_ones_own_are_streamed(monkeypatch, capsys, own):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--net", "{}/nets.py:tiny"], "--net needs --weights"),
+        (["--net", "{}/nets.py:tiny"], "--net and --model need --weights"),
         (["--net", "tiny"], "a network is WHERE:FUNCTION"),
         (["--net", "{}/nets.py:none"], "has no function 'none'"),
         (["--net", "{}/nets.py:nothing"], "returned a int, expected a CoModule"),

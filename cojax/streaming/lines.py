@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,12 +40,13 @@ def parse(line: str, shape: Sequence[int]) -> np.ndarray:
 
 def answer(
     stream: Stream,
-    lines: Iterable[str],
+    lines: Iterable[Any],
     out: TextIO,
     errors: TextIO,
     labels: Sequence[str] | None = None,
     as_json: bool = False,
     save: str | os.PathLike[str] | None = None,
+    parse: Callable[[Any, Sequence[int]], np.ndarray] = parse,
 ) -> int:
     """Answers each line at once with a line.
 
@@ -55,12 +56,13 @@ def answer(
 
     Args:
       stream: the stream, over one-sample batches.
-      lines: the samples.
+      lines: the samples, as ``parse`` takes them.
       out: where answers go.
       errors: where malformed lines are reported.
       labels: names of the output's entries.
       as_json: whether answers are JSON objects ``{"line", "output", "label"}``.
       save: where the stream is saved when the lines end.
+      parse: makes a sample of a line and its shape, or raises a :class:`MalformedLineError`.
 
     Returns:
       The number of malformed lines.

@@ -1,0 +1,167 @@
+"""Video files and cameras, as the steps of a network."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+# Of the pixels, in 0 to 1, that the networks of the zoo were trained on.
+MEAN, STD = 0.45, 0.225
+
+# Containers round times, many of them to milliseconds.
+_ROUNDING = Fraction(1, 1000)
+# Where times jump by more than this many seconds, the video was cut and not merely slow.
+_CUT = 5
+# Durations are announced roughly: less than this many missing seconds say nothing.
+_SLACK = Fraction(1, 2)
+
+
+class BrokenVideoError(ValueError):
+    """A video ends before its end, behind the frames that could be read."""
+
+
+class Video:
+    """The frames of a file or a camera.
+
+    Attributes:
+      source: the file, its URL, or the camera: a number or a ``/dev/video``.
+      live: whether it is a camera.
+      seconds: how long it says it is, or None.
+    """
+
+    def __init__(self, source: str) -> None:
+        """Opens it.
+
+        Raises:
+          ImportError: if PyAV is not installed.
+          ValueError: if it does not open, or has no video stream.
+        """
+        self._av = require()
+        camera = _camera(source)
+        self.source = source
+        self.live = camera is not None
+        where, format = camera or (source, None)
+        try:
+            self._container = self._av.open(where, format=format)
+        except self._av.FFmpegError as error:
+            what = f"camera {source}" if self.live else source
+            raise ValueError(f"{what} does not open: {error.strerror}") from error
+        if not self._container.streams.video:
+            self._container.close()
+            raise ValueError(f"{source} has no video stream")
+        self._stream = self._container.streams.video[0]
+        if not self.live:  # Threads that each decode a frame hold some back.
+            self._stream.thread_type = "AUTO"
+        self.seconds = None if self.live else self._announced()
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._container.close()
+
+    def frames(self) -> Iterator[tuple[Fraction, Any]]:
+        """The frames, each behind its seconds since the first.
+
+        Raises:
+          BrokenVideoError: behind the last frame that could be read, if there should be more.
+        """
+        reached = Fraction(0)
+        first = None
+        try:
+            for number, frame in enumerate(self._decoded()):
+                seconds = (
+                    number / self._rate() if frame.pts is None else frame.pts * frame.time_base
+                )
+                first = seconds if first is None else first
+                reached = seconds - first
+                yield reached, frame
+        except self._av.FFmpegError as error:
+            raise BrokenVideoError(
+                f"{self.source} is broken behind {float(reached):.1f} s: {error.strerror}"
+            ) from error
+        if first is None:
+            raise BrokenVideoError(f"{self.source} holds no frame that could be read")
+        if self.seconds is not None and self.seconds - reached - 1 / self._rate() > _SLACK:
+            raise BrokenVideoError(
+                f"{self.source} is cut off: it ends at {float(reached):.1f} s, "
+                f"and announces {float(self.seconds):.1f} s"
+            )
+
+    def _decoded(self) -> Iterator[Any]:
+        for packet in self._container.demux(self._stream):
+            try:
+                yield from packet.decode()
+            except self._av.InvalidDataError:
+                # A camera goes on behind a frame that was garbled on its way.
+                if not self.live:
+                    yield from self._stream.decode(None)  # What still waits for its turn.
+                    raise
+
+    def _rate(self) -> Fraction:
+        return self._stream.guessed_rate or Fraction(30)
+
+    def _announced(self) -> Fraction | None:
+        if self._stream.duration is not None:
+            return self._stream.duration * self._stream.time_base
+        # That of the container is the longest of its streams'.
+        if self._container.duration is not None and len(self._container.streams) == 1:
+            return Fraction(self._container.duration, self._av.time_base)
+        return None
+
+
+def at_rate(
+    frames: Iterable[tuple[Fraction, Any]], fps: Fraction, live: bool = False
+) -> Iterator[tuple[Fraction, Any]]:
+    """Of timed frames, ``fps`` a second: at each tick the first frame that is not before it.
+
+    Args:
+      frames: frames, each behind its seconds.
+      fps: the ticks of a second.
+      live: whether ticks that pass without a frame are left out: made up for, they would put a
+        network that is slower than its camera ever further behind. Else the next frame stands for
+        all of them.
+
+    Returns:
+      The frames taken, each behind the seconds of its tick.
+    """
+    period = 1 / fps
+    due = None
+    for seconds, frame in frames:
+        if due is None or abs(seconds - due) > _CUT + period:
+            due = seconds
+        while due <= seconds + _ROUNDING:
+            if not live or due + period > seconds + _ROUNDING:
+                yield due, frame
+            due += period
+
+
+def image_of(frame: Any, size: int) -> np.ndarray:
+    """The step ``(1, 3, size, size)`` of a frame: upright, scaled, its middle, normalised."""
+    short = min(frame.width, frame.height)
+    width, height = (side * size // short for side in (frame.width, frame.height))
+    scaled = frame.reformat(width, height, "rgb24", interpolation="BILINEAR").to_ndarray()
+    top, left = (height - size) // 2, (width - size) // 2
+    middle = scaled[top : top + size, left : left + size]
+    upright = np.rot90(middle, round(frame.rotation / 90))
+    return ((upright.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)[None]
+
+
+def require() -> Any:
+    """PyAV; an ImportError where it is not installed."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("reading videos needs PyAV: pip install 'cojax[video]'") from error
+    return av
+
+
+def _camera(source: str) -> tuple[str, str] | None:
+    """The device and FFmpeg's format of a camera, or None for what is a file."""
+    if source.startswith("/dev/video"):
+        return source, "v4l2"
+    if not source.isdecimal():
+        return None
+    return (source, "avfoundation") if sys.platform == "darwin" else (f"/dev/video{source}", "v4l2")
