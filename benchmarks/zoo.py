@@ -60,9 +60,13 @@ class Entry:
 
 
 def _video(
-    build: Callable[..., co.CoModule], size: int, length: int, giga: float, reduction: float,
+    build: Callable[..., co.CoModule],
+    size: int,
+    length: int,
+    giga: float,
+    reduction: float,
     notes: str,
-) -> Entry:  # fmt: skip
+) -> Entry:
     # What is run on clips averages over a clip alone.
     return Entry(
         build, (1, 3, size, size), lambda: build(pool_size=length), length, giga, reduction, notes
@@ -70,9 +74,12 @@ def _video(
 
 
 def _skeleton(
-    build: Callable[..., co.CoModule], modified: bool, giga: float | None = None,
-    reduction: float | None = None, notes: str = "",
-) -> Entry:  # fmt: skip
+    build: Callable[..., co.CoModule],
+    modified: bool,
+    giga: float | None = None,
+    reduction: float | None = None,
+    notes: str = "",
+) -> Entry:
     return Entry(
         lambda: build(modified=modified),
         (1, 3, 25, 2),

@@ -324,6 +324,13 @@ class BatchNorm(_BatchNorm):
     Source: ``flax.linen.BatchNorm``, of which ``momentum`` is 1 less this one; Ioffe and Szegedy,
     2015, https://arxiv.org/abs/1502.03167.
 
+    Example::
+
+        norm = co.BatchNorm(2)
+        variables = norm.init(jax.random.key(0), method="declare")
+        for clip in (jnp.ones((1, 2, 5)), jnp.ones((1, 2, 5, 4, 4))):
+            assert norm.apply(variables, clip).shape == clip.shape
+
     Attributes:
       num_features, eps, momentum, affine, track_running_stats, bias, param_dtype: as of
         :class:`cojax.BatchNorm1d`.
