@@ -14,12 +14,17 @@ import jax
 
 import cojax as co
 from cojax.models.skeleton import DATASETS
+from cojax.streaming.watch import TRAINED
 
 _DEMO = "cojax.demo.network:activity_network"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command, and returns its exit status: 0, or 2 for arguments that do not work."""
+    """Runs a command, and returns its exit status.
+
+    It is 0, or 1 for a video that breaks off, 2 for arguments that do not work, and 130 where the
+    user interrupts.
+    """
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -105,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     video.add_argument("source", metavar="FILE_OR_CAMERA", help="a file, /dev/video0, or a number")
     network = video.add_mutually_exclusive_group(required=True)
-    network.add_argument(
-        "--model", choices=("cox3d_s", "cox3d_m", "cox3d_l", "coslow", "coi3d"), help="of the zoo"
-    )
+    network.add_argument("--model", choices=tuple(TRAINED), help="a video network of the zoo")
     network.add_argument(
         "--net",
         metavar="WHERE:FUNCTION",
@@ -124,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     video.add_argument("--json", action="store_true", help="print a JSON object a prediction")
     video.add_argument("--plot", metavar="FILE.png", help="draw the classes (needs matplotlib)")
     video.add_argument(
-        "--fps", type=Fraction, metavar="N", help="frames a second (default: as trained)"
+        "--fps", type=_rate, metavar="N", help="frames a second (default: as trained)"
     )
     video.add_argument(
         "--image-size", type=int, metavar="PIXELS", help="side of the images (default: as trained)"
@@ -172,22 +175,11 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _stream(options: argparse.Namespace) -> int:
-    from cojax.demo import network
     from cojax.streaming import arrays, lines
 
-    if (options.model or options.net != _DEMO) and not options.weights:
-        raise ValueError("--net and --model need --weights, the checkpoint with their weights")
-    labels = options.labels.split(",") if options.labels else None
+    net, variables, labels = _stream_network(options)
+    labels = options.labels.split(",") if options.labels else labels
     recording = arrays.load(options.file) if options.file else None
-    if options.model:
-        net = getattr(co.models, options.model)(options.dataset)
-        variables = co.models.load_pretrained(net, options.weights).variables
-    else:
-        net = _network(options.net)
-        if options.weights:
-            variables = co.load_torch(net, options.weights)
-        else:
-            variables, labels = network.trained_variables(net), labels or list(network.LABELS)
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # What is no text is a malformed line, like others.
     incoming: Any = iter(sys.stdin)
@@ -219,6 +211,23 @@ def _stream(options: argparse.Namespace) -> int:
         stream, incoming, sys.stdout, sys.stderr, labels, options.json, options.state, parse
     )
     return 0
+
+
+def _stream_network(options: argparse.Namespace) -> tuple[co.CoModule, Any, list[str] | None]:
+    """The network, its variables, and the names of its outputs where they are known."""
+    from cojax.demo import network
+
+    if options.model:
+        net = getattr(co.models, options.model)(options.dataset)
+    else:
+        net = _network(options.net)
+        if options.net == _DEMO and not options.weights:
+            return net, network.trained_variables(net), list(network.LABELS)
+    if not options.weights:
+        raise ValueError("--net and --model need --weights, the checkpoint with their weights")
+    if options.model:
+        return net, co.models.load_pretrained(net, options.weights).variables, None
+    return net, co.load_torch(net, options.weights), None
 
 
 def _video(options: argparse.Namespace) -> int:
@@ -266,10 +275,6 @@ def _video(options: argparse.Namespace) -> int:
 
 def _video_network(options: argparse.Namespace, classes: int) -> tuple[co.CoModule, int, Fraction]:
     """The network, the side of its images, and the frames a second that it is shown."""
-    from cojax.streaming.watch import TRAINED
-
-    if options.fps is not None and options.fps <= 0:
-        raise ValueError(f"--fps must be positive, got {options.fps}")
     if options.net:
         if not options.fps or not options.image_size or options.pool_size:
             raise ValueError("--net needs --fps and --image-size, and has a --pool-size of its own")
@@ -300,6 +305,16 @@ def _summary(options: argparse.Namespace) -> int:
     shape = (1, *_shape(options.shape))
     print(co.summary(_network(options.net), shape, options.depth))
     return 0
+
+
+def _rate(text: str) -> Fraction:
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return rate
 
 
 def _shape(sizes: str) -> list[int]:

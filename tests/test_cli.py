@@ -14,6 +14,7 @@ from cojax import cli
 from cojax.demo.network import LABELS, activity_network, trained_variables
 from cojax.demo.recordings import load, parse
 from cojax.demo.run import run
+from cojax.streaming import arrays
 from tests.laws import variables_of
 
 DATA = load("test")
@@ -142,6 +143,81 @@ def test_networks_of_ones_own_are_streamed(monkeypatch, capsys, own):
     expected = net.apply(variables, np.moveaxis(x, 0, 2))
     for n in (0, 1):
         np.testing.assert_allclose(answers[n + 1]["output"], expected[0, :, n], rtol=1e-5)
+
+
+def test_the_rows_of_an_array_are_samples(capsys, clip, tmp_path):
+    x, y = clip
+    rows = np.insert(x.T[:62], 61, np.nan, axis=0)
+    np.save(tmp_path / "watch.npy", rows.astype(np.float64))
+    assert cli.main(["stream", str(tmp_path / "watch.npy"), "--json"]) == 0
+    printed = capsys.readouterr()
+    answers = [json.loads(line) for line in printed.out.splitlines()]
+    assert printed.err == "line 62: holds numbers that are not finite (in float32)\n"
+    assert [answer["line"] for answer in answers] == [*range(1, 62), 63]
+    np.testing.assert_allclose([a["output"] for a in answers[60:]], y.T[:2], rtol=1e-4, atol=1e-6)
+
+
+def test_features_have_the_shape_of_their_array(capsys, own):
+    folder, net, variables = own
+    x = np.random.default_rng(0).standard_normal((3, 2, 2), np.float32)
+    np.save(folder / "x.npy", x)
+    arguments = ["--net", f"{folder}/nets.py:tiny", "--weights", f"{folder}/w.safetensors"]
+    assert cli.main(["stream", f"{folder}/x.npy", *arguments, "--json"]) == 0
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = net.apply(variables, np.moveaxis(x, 0, 1)[None])
+    for n in (0, 1):
+        np.testing.assert_allclose(answers[n + 1]["output"], expected[0, :, n], rtol=1e-5)
+
+
+def test_skeletons_may_be_persons_joints_coordinates(capsys, tmp_path, monkeypatch):
+    def tiny(dataset):
+        return co.models.skeleton.cost_gcn(dataset, num_frames=7, channels=(4, 4), kernel_size=3)
+
+    monkeypatch.setattr(co.models, "cost_gcn", tiny)
+    net = tiny("ntu60")
+    variables = variables_of(net)
+    co.save_torch(tmp_path / "w.safetensors", net, variables)
+    x = np.random.default_rng(0).standard_normal((9, 3, 25, 2), np.float32)
+    x[..., 1] = 0  # One person is there.
+    arguments = ["--model", "cost_gcn", "--weights", str(tmp_path / "w.safetensors"), "--json"]
+    expected = net.apply(variables, np.moveaxis(x, 0, 1)[None])[0].T
+    one = np.moveaxis(x[..., 0], 1, 2)
+    np.save(tmp_path / "x.npy", one)
+    assert cli.main(["stream", str(tmp_path / "x.npy"), *arguments]) == 0
+    answers = [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()]
+    assert answers[: net.delay] == [None] * net.delay
+    np.testing.assert_allclose(answers[net.delay :], expected, rtol=1e-4, atol=1e-6)
+    for array in (x, np.transpose(x, (0, 3, 2, 1)), one[:, None], one):
+        np.testing.assert_array_equal(arrays.as_steps(array, (3, 25, 2)), x)
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "words"),
+    [
+        (b"", [], "is no .npy file of numbers"),
+        (b"1,2,3,4,5,6", [], "is no .npy file of numbers"),
+        (np.array(["a", "b"]), [], "is no .npy file of real numbers"),
+        (np.arange(6.0), [], "must be of shape (T, ...), time first, got (6,)"),
+        (np.ones((9, 5)), [], "the recording must be of shape (T, 6), got (9, 5)"),
+        (None, [], "No such file"),
+        (np.ones((9, 6)), ["--model", "cost_gcn"], "--net and --model need --weights"),
+        (
+            np.ones((9, 24, 3)),
+            ["--shape", "3,25,2"],
+            "(T, 3, 25, 2) or (T, 25, 3) or (T, 2, 25, 3), got (9, 24, 3)",
+        ),
+    ],
+)
+def test_arrays_that_do_not_work_say_why(capsys, tmp_path, content, arguments, words):
+    path = tmp_path / "x.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    assert cli.main(["stream", str(path), *arguments]) == 2
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert words in printed.err
 
 
 @pytest.mark.parametrize(

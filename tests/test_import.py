@@ -9,7 +9,7 @@ PROBE = """
 import sys
 import cojax
 import jax
-optional = {"torch", "safetensors", "matplotlib", "optax", "continual", "chex", "pytest"}
+optional = {"torch", "safetensors", "matplotlib", "optax", "continual", "chex", "pytest", "av"}
 print(sorted(optional & set(sys.modules)), jax._src.xla_bridge.backends_are_initialized())
 """
 

@@ -51,7 +51,7 @@ def test_ci_runs_the_two_commands():
 
 
 def test_every_language_is_known():
-    assert {language for language, _ in BLOCKS} == {"python", "bash"}
+    assert {language for language, _ in BLOCKS} == {"python", "bash", "text"}
 
 
 def test_the_names_in_the_text_exist():

@@ -288,7 +288,6 @@ def test_a_broken_video_ends_behind_the_frames_that_could_be_read(folder, tmp_pa
         ("/dev/video98", [], "camera /dev/video98 does not open"),
         ("grey.mp4", ["--classes", "{}/none.txt"], "No such file"),
         ("grey.mp4", ["--classes", "{}/text.mp4"], "--classes names 1 classes, the network has 4"),
-        ("grey.mp4", ["--fps", "0"], "--fps must be positive, got 0"),
         ("grey.mp4", ["--pool-size", "3"], "--net needs --fps and --image-size, and has a --pool"),
         ("grey.mp4", ["--top", "0"], "--top must be at least 1"),
         ("grey.mp4", ["--weights", "{}/none.pt"], "there is no file"),
@@ -304,6 +303,13 @@ def test_what_does_not_work_is_said_in_a_line(folder, capsys, source, arguments,
     last = printed.err.splitlines()[-1]
     assert last.startswith("cojax video: ")
     assert words in last
+
+
+@pytest.mark.parametrize("rate", ["0", "-5", "1/0", "nan", "fast"])
+def test_a_rate_is_a_positive_number(folder, capsys, rate):
+    with pytest.raises(SystemExit):
+        video(folder, f"--fps={rate}")
+    assert f"argument --fps: must be a positive number, got '{rate}'" in capsys.readouterr().err
 
 
 def test_a_video_too_short_to_be_answered_says_when_it_would_be(folder, capsys):

@@ -195,7 +195,15 @@ def draw(
     if seconds[0] > 0:
         axes.axvspan(0, seconds[0], color="0.92", lw=0)
         where = axes.get_xaxis_transform()
-        axes.text(seconds[0] / 2, 0.5, "warming up", ha="center", va="center", transform=where)
+        axes.text(
+            seconds[0] / 2,
+            0.5,
+            "warming up",
+            ha="center",
+            va="center",
+            rotation=90,
+            transform=where,
+        )
     axes.set(xlabel="seconds", ylabel="probability", xlim=(0, None), ylim=(0, 1), title=title)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
