@@ -126,8 +126,9 @@ def register(kind: Any, builder: Any) -> None:
       TypeError: for anything else.
     """
     builder = getattr(builder, "build_from", builder)
-    own_class = isinstance(builder, type) and issubclass(builder, CoModule)
-    if not callable(builder) or own_class:
+    if not callable(builder) or issubclass(
+        builder if isinstance(builder, type) else type(builder), CoModule
+    ):
         raise TypeError(
             f"a builder is a function of the module, or the class that it is converted like; got "
             f"{builder!r}"
@@ -311,7 +312,8 @@ def _require_all(module: Any, variables: Variables, parts: list[_Part]) -> None:
     if _is_torch(module):
         from cojax.interop.from_torch import tensors
 
-        theirs = {id(tensor) for part in parts for tensor in tensors(part.module).values()}
+        modules = [part.module for part in parts if _is_torch(part.module)]
+        theirs = {id(tensor) for part in modules for tensor in tensors(part).values()}
         own = [name for name, tensor in tensors(module).items() if id(tensor) not in theirs]
     else:
         names = {part.name for part in parts}

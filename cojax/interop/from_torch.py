@@ -218,7 +218,10 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
         for family in ("AdaptiveAvgPool", "AdaptiveMaxPool")
         for d in _DIMENSIONS
     },
-    **{getattr(nn, name): partial(recurrent, getattr(co, name)) for name in ("RNN", "LSTM", "GRU")},
+    **{
+        getattr(nn, name): partial(recurrent, getattr(co, name), own)
+        for name, own in RECURRENT.items()
+    },
     **{
         getattr(nn, name): partial(_along, getattr(co, name))
         for name in ("Softmin", "Softmax", "LogSoftmax", "GLU")
