@@ -405,11 +405,6 @@ def _(net: co.CoModule, options: Options) -> nn.Module:
     return _namesake(net)
 
 
-@_both(co.BatchNorm)
-def _(net: co.BatchNorm, options: Options) -> nn.Module:
-    raise NoPeer("torch's batch norms are for clips of a number of axes, as BatchNorm2d")
-
-
 @_only(_continual, co.Dropout1d)
 def _(net: co.Dropout1d, options: Options) -> nn.Module:
     raise NoPeer("continual does not take in torch's Dropout1d")
