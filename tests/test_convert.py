@@ -407,6 +407,12 @@ def test_a_part_that_fails_is_named_once_and_by_its_path():
         co.continual(torch.nn.Sequential(block))
     assert len(str(error.value).splitlines()) == 2
     assert "0.conv (Doubled): is a Conv1d of its own" in str(error.value)
+    co.register(Block, lambda block, *, convert: co.Delay(convert(block.conv).kernel_size[0]))
+    with pytest.raises(co.ConversionError, match=r"0\.conv \(Doubled\): is a Conv1d of its own"):
+        co.continual(torch.nn.Sequential(block))
+    co.register(Block, lambda block: block.missing)
+    with pytest.raises(AttributeError, match="missing"):
+        co.continual(torch.nn.Sequential(block))
 
 
 def test_a_class_may_be_converted_like_another_but_never_is_by_itself():
@@ -730,7 +736,7 @@ def test_what_continual_computes_by_functions_of_torch_is_refused_or_registered(
     for module, words in (
         (continual.Conditional(lambda *_: True, torch.nn.ReLU()), "chooses by a function of torch"),
         (continual.Reduce(lambda streams: streams[0]), "reduces by a function of torch"),
-        (continual.Lambda(torch.sin), r"fn \(sin\): no conversion is known"),
+        (continual.Lambda(torch.sin), r"  fn \(sin\): no conversion is known"),
     ):
         with pytest.raises(co.ConversionError, match=words):
             co.continual(module)
