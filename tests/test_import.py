@@ -14,6 +14,24 @@ print(sorted(optional & set(sys.modules)), jax._src.xla_bridge.backends_are_init
 """
 
 
+CONVERSION = """
+import sys
+import flax.linen as nn
+import jax.numpy as jnp
+import cojax
+variables = {"params": {"layers_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}}
+net, _ = cojax.continual(nn.Sequential([nn.Dense(3), nn.relu]), variables)
+print(net.order, "torch" in sys.modules)
+"""
+
+
+def test_flax_modules_are_converted_without_torch():
+    out = subprocess.run(
+        [sys.executable, "-c", CONVERSION], capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "('0', '1') False"
+
+
 def test_importing_needs_no_optional_package_and_touches_no_device():
     out = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[] False"

@@ -98,6 +98,7 @@ LAYERS = {
     "linear last": (lambda: co.Linear(4, 5, bias=False), (2, 3, 4, 4)),
     "batchnorm1d": (lambda: co.BatchNorm1d(3), (2, 3, 4)),
     "batchnorm2d": (lambda: co.BatchNorm2d(3, affine=False), (2, 3, 4, 3)),
+    "batchnorm of any clip": (lambda: co.BatchNorm(3), (2, 3, 4, 2)),
     "batchnorm3d": (lambda: co.BatchNorm3d(3, eps=0.1), (2, 3, 4, 2, 2)),
     "norms 1d": (
         lambda: co.Sequential(

@@ -61,6 +61,15 @@ def test_strides_that_differ_are_refused_by_name():
         in_parallel({"fast": Timing(), "slow": windowed(3, 2)})
 
 
+@pytest.mark.parametrize("steps", range(1, 12))
+def test_uneven_padding_counts_outputs_as_a_padded_clip_does(steps):
+    for kernel, stride, front, back in ((3, 1, 2, 0), (4, 2, 1, 3), (5, 3, 0, 4)):
+        timing = windowed_by(Axis(kernel, stride, front, uneven=back - front))
+        assert (timing.padding, timing.end, timing.delay) == (front, back, kernel - 1 - front)
+        starts = range(0, steps + front + back - kernel + 1, stride)
+        assert timing.n_out(steps) == len(starts)
+
+
 def test_padding_beyond_the_window_is_refused():
     with pytest.raises(ValueError, match="padding of 3 exceeds receptive_field - 1 = 2"):
         windowed(3, padding=3)

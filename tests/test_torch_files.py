@@ -52,6 +52,35 @@ def test_names_that_become_one_are_refused(net, state_dict):
         co.load_torch(twins, {}, flatten=True)
 
 
+def test_flattened_names_go_out_as_they_come_in(tmp_path):
+    branch = co.Sequential({"conv": co.Conv1d(2, 2, 3, padding=1)})
+    net = co.Sequential(co.Residual(branch), co.Sequential({"norm": co.BatchNorm1d(2)}))
+    variables = variables_of(net)
+    state_dict = co.to_torch(net, variables, flatten=True)
+    assert list(state_dict) == [
+        "conv.weight",
+        "conv.bias",
+        *(f"norm.{n}" for n in ("weight", "bias", "running_mean", "running_var")),
+        "norm.num_batches_tracked",
+    ]
+    assert_same_bits(co.load_torch(net, state_dict, flatten=True), variables, "flattened")
+    for suffix in (".pt", ".safetensors"):
+        path = tmp_path / f"flat{suffix}"
+        co.save_torch(path, net, variables, flatten=True)
+        assert_same_bits(co.load_torch(net, path, flatten=True), variables, suffix)
+
+
+def test_flattened_names_that_clash_are_named(tmp_path):
+    net = co.Sequential(co.Conv1d(1, 1, 1), co.Sequential(co.Conv1d(1, 1, 1, bias=False)))
+    words = r"several become weight \(0\.weight, 1\.0\.weight\)$"
+    path, variables = tmp_path / "flat.safetensors", variables_of(net)
+    with pytest.raises(co.CheckpointError, match=words):
+        co.to_torch(net, variables, flatten=True)
+    with pytest.raises(co.CheckpointError, match=words):
+        co.save_torch(path, net, variables, flatten=True)
+    assert not path.exists()
+
+
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [

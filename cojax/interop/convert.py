@@ -19,6 +19,7 @@ from flax.core import unfreeze
 from cojax.container import key
 from cojax.interop.torch import load_torch, put
 from cojax.layers.closure import Identity
+from cojax.layers.stepping import ForwardStepping
 from cojax.module import CoModule, walk
 
 Builder = Callable[..., Any]
@@ -84,7 +85,8 @@ def continual(
         raise TypeError(f"continual takes a module, got {module!r}{hint}")
     if _is_torch(module) and variables is not None:
         raise TypeError(f"{type(module).__name__} has its variables within; give none")
-    conversion = _Conversion(options)
+    # Paths are written as the module's library writes them.
+    conversion = _Conversion(options, "." if _is_torch(module) else "/")
     given = nn.meta.unbox(unfreeze(dict(variables or {})))
     net, made = conversion.convert(module, given, ())
     problems = conversion.problems or [*conversion.unused(), *_misfits(net, made)]
@@ -127,8 +129,9 @@ def register(kind: Any, builder: Any) -> None:
       TypeError: for anything else.
     """
     builder = getattr(builder, "build_from", builder)
-    own_class = isinstance(builder, type) and issubclass(builder, CoModule)
-    if not callable(builder) or own_class:
+    if not callable(builder) or issubclass(
+        builder if isinstance(builder, type) else type(builder), CoModule
+    ):
         raise TypeError(
             f"a builder is a function of the module, or the class that it is converted like; got "
             f"{builder!r}"
@@ -139,8 +142,9 @@ def register(kind: Any, builder: Any) -> None:
 class _Conversion:
     """One conversion: what it was told, and what was found wrong so far."""
 
-    def __init__(self, options: Mapping[str, Any]):
+    def __init__(self, options: Mapping[str, Any], separator: str):
         self.options = options
+        self.separator = separator
         self.problems: list[str] = []
         self.used: set[tuple[str, str | None]] = set()
 
@@ -151,10 +155,12 @@ class _Conversion:
         before = len(self.problems)
         try:
             net, made = self._made(module, variables, path)
-        except ValueError as error:
+        except Exception as error:
             # What fails behind a part that failed says nothing new.
             if len(self.problems) == before:
-                where = _joined(module, path) or "the module itself"
+                if not isinstance(error, ValueError):
+                    raise
+                where = self.separator.join(path) or "the module itself"
                 self.problems.append(f"{where} ({_called(module)}): {error}")
         if len(self.problems) > before:
             return Identity(), {}
@@ -185,7 +191,7 @@ class _Conversion:
         builder = _builder_of(module)
         provided = {"convert": convert, "variables": variables}
         arguments = {
-            name: provided[name] if name in provided else self._option(parameter, module, path)
+            name: provided[name] if name in provided else self._option(parameter, path)
             for name, parameter in inspect.signature(builder).parameters.items()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
@@ -205,8 +211,8 @@ class _Conversion:
             return net, load_torch(net, module.state_dict())
         return net, variables
 
-    def _option(self, parameter: inspect.Parameter, module: Any, path: tuple[str, ...]) -> Any:
-        name, where = parameter.name, _joined(module, path)
+    def _option(self, parameter: inspect.Parameter, path: tuple[str, ...]) -> Any:
+        name, where = parameter.name, self.separator.join(path)
         given = self.options.get(name)
         if isinstance(given, Mapping) and where in given:
             self.used.add((name, where))
@@ -293,11 +299,6 @@ def _is_torch(module: Any) -> bool:
     return torch is not None and isinstance(module, torch.nn.Module)
 
 
-def _joined(module: Any, path: tuple[str, ...]) -> str:
-    """A path as the module's library writes it."""
-    return ("." if _is_torch(module) else "/").join(path)
-
-
 def _name_within(module: Any, child: Any) -> str:
     names = {id(part): name for name, part in module.named_modules()} if _is_torch(module) else {}
     return names.get(id(child), _called(child))
@@ -312,7 +313,8 @@ def _require_all(module: Any, variables: Variables, parts: list[_Part]) -> None:
     if _is_torch(module):
         from cojax.interop.from_torch import tensors
 
-        theirs = {id(tensor) for part in parts for tensor in tensors(part.module).values()}
+        modules = [part.module for part in parts if _is_torch(part.module)]
+        theirs = {id(tensor) for part in modules for tensor in tensors(part).values()}
         own = [name for name, tensor in tensors(module).items() if id(tensor) not in theirs]
     else:
         names = {part.name for part in parts}
@@ -340,10 +342,9 @@ def _gathered(net: CoModule, parts: list[_Part]) -> Variables:
 
 def _misfits(net: CoModule, variables: Variables) -> Iterator[str]:
     """The variables that are not as the network declares them."""
-    try:
-        declared = jax.eval_shape(lambda rng: net.init(rng, method="declare"), jax.random.key(0))
-    except TypeError:  # What depends on a clip is not known here.
-        return
+    if any(isinstance(module, ForwardStepping) for _, module in walk(net)):
+        return  # Its variables depend on a clip.
+    declared = jax.eval_shape(lambda rng: net.init(rng, method="declare"), jax.random.key(0))
     expected, given = _shapes(declared), _shapes(variables)
     for path in sorted(expected.keys() | given.keys()):
         if path not in given:

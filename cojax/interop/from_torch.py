@@ -56,13 +56,12 @@ def like(kind: Kind, names: str) -> Callable[[nn.Module], co.CoModule]:
 def conv(kind: Kind, module: Any, **own: Any) -> co.CoModule:
     """A convolution, with the arguments that torch's has, and others."""
     padding = module.padding
-    if isinstance(padding, str):
-        # As for "valid", but there it is zero; in front there is as much as behind, or one less.
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
         totals = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-        if padding == "valid":
-            totals = [0] * len(totals)
         padding = [(total // 2, total - total // 2) for total in totals]
-    if module.padding_mode != "zeros" and padding[0] not in (0, (0, 0)):
+    if module.padding_mode != "zeros" and padding and padding[0] not in (0, (0, 0)):
         raise ValueError(
             f"pads time with padding_mode={module.padding_mode!r}: only zeros are known before a "
             "stream begins. Pad space alone, e.g. padding=(0, 1, 1)"
@@ -279,7 +278,10 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
         for family in ("AdaptiveAvgPool", "AdaptiveMaxPool")
         for d in _DIMENSIONS
     },
-    **{getattr(nn, name): partial(recurrent, getattr(co, name)) for name in ("RNN", "LSTM", "GRU")},
+    **{
+        getattr(nn, name): partial(recurrent, getattr(co, name), own)
+        for name, own in RECURRENT.items()
+    },
     **{
         getattr(nn, name): partial(_along, getattr(co, name))
         for name in ("Softmin", "Softmax", "LogSoftmax", "GLU")
