@@ -55,7 +55,10 @@ def _namesake(net: co.CoModule, kind: str | None = None) -> nn.Module:
     linen = {field.name for field in dataclasses.fields(co.CoModule)}
     ours = linen | {"param_dtype", "scale_init", "negative_slope_init", "channel_dim", "per_step"}
     names = [field.name for field in dataclasses.fields(net) if field.name not in ours]
-    return getattr(nn, kind or type(net).__name__)(**{name: getattr(net, name) for name in names})
+    kind = kind or type(net).__name__
+    if not hasattr(nn, kind):
+        raise NoPeer(f"torch has no {kind}")
+    return getattr(nn, kind)(**{name: getattr(net, name) for name in names})
 
 
 @both(_Activation, _BatchNorm, co.Dropout)
