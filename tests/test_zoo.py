@@ -75,7 +75,8 @@ def test_a_step_with_an_output_of_a_strided_network_costs_most():
 
 
 def test_the_command_prints_the_table_and_writes_figures(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(zoo, "cost", lambda entry: costs("CoOadTR-b1"))
+    counted = costs("CoOadTR-b1")
+    monkeypatch.setattr(zoo, "cost", lambda entry: counted)
     path = tmp_path / "zoo.json"
     zoo.main(["CoOadTR-b1", "--json", str(path)])
     printed = capsys.readouterr().out
@@ -83,7 +84,7 @@ def test_the_command_prints_the_table_and_writes_figures(tmp_path, monkeypatch, 
     assert all(text in printed for text in zoo.NOTES.values())
     figures = json.loads(path.read_text())["CoOadTR-b1"]
     assert (figures["trained"], figures["delay"]) == (9_598_998, 63)
-    assert figures["step"]["linear"] == costs("CoOadTR-b1").step.linear
+    assert figures["step"]["linear"] == counted.step.linear
     assert figures["continual"] == {"giga": 0.01, "reduction": None}
     with pytest.raises(SystemExit):
         zoo.main(["CoX3D"])
