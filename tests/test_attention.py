@@ -119,6 +119,31 @@ def test_keys_and_values_of_their_own_streams_equal_torch(kind):
     check_laws(net, streams, variables=variables)
 
 
+@pytest.mark.parametrize("kind", [co.SingleOutputMultiheadAttention, co.WindowMultiheadAttention])
+def test_attention_weights_are_dropped_in_training_alone(kind):
+    length = 64
+    streams = kind is co.SingleOutputMultiheadAttention
+    net = kind(WIDTH, 1, dropout=0.25, bias=False, **({"sequence_len": length} if streams else {}))
+    params = random_variables(net, 0)["params"]
+    # Keys of zero weigh all tokens alike; each token's value is its own place, of one channel.
+    packed = jnp.zeros((WIDTH, 3 * WIDTH)).at[0, 2 * WIDTH].set(1.0)
+    variables = {"params": {**params, "in_proj_kernel": packed, "out_proj_kernel": jnp.eye(WIDTH)}}
+    x = jnp.zeros((1, WIDTH, length)).at[0, 0].set(2.0 ** (jnp.arange(length) % 16))
+    x = x if streams else x[:, :, None]
+    run = jax.jit(lambda key: net.apply(variables, x, train=True, rngs={"dropout": key})[0, 0])
+    whole = net.apply(variables, x)[0, 0].ravel()[0]
+    np.testing.assert_allclose(whole, 4 * (2**16 - 1) / length, rtol=1e-5)
+    found = np.stack([run(jax.random.key(seed)).ravel()[0] for seed in range(64)])
+    kept = found * length * (1 - 0.25)  # what of each power of two was kept, among four
+    np.testing.assert_allclose(kept, np.round(kept), rtol=1e-5)
+    assert len(set(np.round(kept))) > 50
+    np.testing.assert_allclose(found.mean(), whole, rtol=0.1)
+    dropped = net.clone(dropout=1.0)
+    np.testing.assert_array_equal(
+        dropped.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)}), 0
+    )
+
+
 # 100,000 steps, of which one in so many is looked at, and those around it.
 STEPS, LOOKED_AT = 100_000, 9973
 

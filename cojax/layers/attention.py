@@ -8,7 +8,6 @@ nothing drifts and no logit is too large.
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import glorot_uniform, normal, zeros
@@ -18,6 +17,7 @@ from cojax.buffers import Counter, read, ring, rolled, unrolled, windows, write
 from cojax.chunks import join, met, newest
 from cojax.errors import InputError
 from cojax.frames import Spec, State, flat_streams, map_streams
+from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
 from cojax.module import CoModule, require_floating
 from cojax.ops.attention import attended, attention_weights
@@ -71,6 +71,7 @@ class _MultiheadAttention(CoModule):
                 self.param(name, normal(embed**-0.5), (embed,), dtype)
                 for name in ("bias_k", "bias_v")
             )
+        self.drop = Dropout(self.dropout)
         self.out_kernel = self.param("out_proj_kernel", fan_in_uniform(embed), (embed,) * 2, dtype)
 
     @nn.nowrap
@@ -113,10 +114,7 @@ class _MultiheadAttention(CoModule):
         if self.add_zero_attn:
             zero = jnp.zeros((self.embed_dim,), key.dtype)
             key, value = _with(key, zero), _with(value, zero)
-        weights = attention_weights(query, key)
-        if train and self.dropout:
-            keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.dropout, weights.shape)
-            weights = jnp.where(keep, weights / (1 - self.dropout), 0)
+        weights = self.drop.clip(attention_weights(query, key), train=train)
         y = attended(weights, value)
         y = y @ self.out_kernel.astype(y.dtype)
         return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
