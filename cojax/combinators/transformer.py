@@ -5,11 +5,12 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
-from cojax.chunks import is_chunk, met
+from cojax.chunks import met
 from cojax.combinators.sequential import Sequential
 from cojax.container import Container, keep, key, named
 from cojax.errors import located
@@ -31,6 +32,7 @@ from cojax.timing import Timing
 
 Activation = str | CoModule | Callable[[Array], Array]
 
+_NETWORK = ("linear1", "activation", "dropout", "linear2")
 _ACTIVATIONS: dict[str, type[CoModule]] = {"relu": ReLU, "gelu": GELU}
 _TYPES = (
     "single_output",
@@ -83,46 +85,45 @@ class TransformerEncoderLayer(Container):
         with located(key("self_attn")):
             return self.layers["self_attn"].output_spec(x)
 
+    def clip(self, x: Any, train: bool = False) -> Any:
+        def run(x: Any, *names: str) -> Any:
+            for name in names:
+                with located(key(name)):
+                    x = self.layers[name].clip(x, train=train)
+            return x
+
+        return self._encoded(x, run, operator.add)
+
     def fresh_state(self, x: Any) -> State:
         return keep({name: self.layers[name].fresh_state(x) for name in ("residual", "self_attn")})
 
-    def clip(self, x: Any, train: bool = False) -> Any:
-        tokens = self.layers["norm1"].clip(x) if self.norm_first else x
-        with located(key("self_attn")):
-            found = self.layers["self_attn"].clip(tokens, train=train)
-        return self._behind(self.layers["residual"].clip(x), found, train)
-
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        normed = advance(self.layers["norm1"], {}, signal, train)[0] if self.norm_first else signal
-        flows, states = [], {}
-        for name, flow in (("residual", signal), ("self_attn", normed)):
-            leaving, states[name] = advance(
-                self.layers[name], state.get(key(name), {}), flow, train
-            )
-            flows.append(leaving)
-        residual, found = (flow.clean() for flow in flows)
-        if is_chunk(flows):
-            return met(flows, self._behind(residual, found, train)), keep(states)
-        y = self._behind(jnp.expand_dims(residual, 2), jnp.expand_dims(found, 2), train)
-        return met(flows, jnp.squeeze(y, 2)), keep(states)
+        states: dict[str, State] = {}
+
+        def run(flow: Any, *names: str) -> Any:
+            for name in names:
+                with located(key(name)):
+                    before = state.get(key(name), {})
+                    flow, states[name] = advance(self.layers[name], before, flow, train)
+            return flow
+
+        def plus(one: Any, other: Any) -> Any:
+            return met([one, other], one.clean() + other.clean())
+
+        return self._encoded(signal, run, plus), keep(states)
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
         return self.step(state, chunk)
 
-    def _behind(self, residual: Array, found: Array, train: bool) -> Array:
-        """What stands behind the attention, of clips."""
-
-        def run(x: Array, *names: str) -> Array:
-            for name in names:
-                x = self.layers[name].clip(x, train=train)
-            return x
-
-        network = ("linear1", "activation", "dropout", "linear2", "dropout2")
-        y = residual + run(found, "dropout1")
+    @nn.nowrap
+    def _encoded(self, x: Any, run: Callable[..., Any], plus: Callable[[Any, Any], Any]) -> Any:
+        """The output, of clips or of what flows: ``run`` runs modules by their names."""
+        attention, network = ("self_attn", "dropout1"), (*_NETWORK, "dropout2")
         if self.norm_first:
-            return y + run(y, "norm2", *network)
-        y = run(y, "norm1")
-        return run(y + run(y, *network), "norm2")
+            y = plus(run(x, "residual"), run(x, "norm1", *attention))
+            return plus(y, run(y, "norm2", *network))
+        y = run(plus(run(x, "residual"), run(x, *attention)), "norm1")
+        return run(plus(y, run(y, *network)), "norm2")
 
 
 @dataclasses.dataclass(frozen=True)
