@@ -90,6 +90,12 @@ def spatial_lengths(x: Spec, space: Sequence[Axis]) -> tuple[int, ...]:
     return lengths
 
 
+def require_positive(name: str, value: object) -> None:
+    """Raises a ValueError unless the value is a positive whole number."""
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name}={value!r} must be positive and whole")
+
+
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raises a ValueError unless the value is among those allowed."""
     if not any(value is option or value == option for option in allowed):

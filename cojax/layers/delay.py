@@ -11,7 +11,7 @@ from cojax.buffers import DelayLine, unrolled, windows
 from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import one_of, require_positive
 from cojax.module import CoModule
 from cojax.timing import Axis, Timing, windowed
 
@@ -161,8 +161,7 @@ class Skip(_Held):
     steps: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int | np.integer) or self.steps < 1:
-            raise ValueError(f"{self.steps=} must be positive and whole")
+        require_positive("steps", self.steps)
         super().__post_init__()
 
     @property
@@ -199,8 +198,7 @@ class Window(CoModule):
     steps: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int | np.integer) or self.steps < 1:
-            raise ValueError(f"{self.steps=} must be positive and whole")
+        require_positive("steps", self.steps)
         super().__post_init__()
 
     @property

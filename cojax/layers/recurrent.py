@@ -13,7 +13,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from cojax.errors import InputError
 from cojax.frames import Frame, Signal, Spec, State, select, spec_of, without_time
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import one_of, require_positive
 from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
 from cojax.module import CoModule, require_step
@@ -38,9 +38,7 @@ class _Recurrent(CoModule):
 
     def __post_init__(self) -> None:
         for name in ("input_size", "hidden_size", "num_layers"):
-            size = getattr(self, name)
-            if not isinstance(size, int | np.integer) or size < 1:
-                raise ValueError(f"{name}={size!r} must be positive and whole")
+            require_positive(name, getattr(self, name))
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"{self.dropout=} must be a probability")
         super().__post_init__()
