@@ -18,6 +18,7 @@ import jax
 
 import cojax as co
 from cojax.analysis import Macs
+from cojax.module import declared
 
 NOTES = {
     "a": "there norms, ReLUs and pools are counted too, in a step twice, and quotients are "
@@ -143,7 +144,7 @@ class Cost:
 def cost(entry: Entry) -> Cost:
     """What a network costs; that of many layers takes seconds to count."""
     net = entry.build()
-    variables = jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
+    variables = declared(net)
     trained, frozen = (
         sum(leaf.size for leaf in jax.tree.leaves(variables.get(collection, {})))
         for collection in ("params", "constants")

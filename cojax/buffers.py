@@ -95,10 +95,10 @@ def windows(frames: Array, steps: int) -> Array:
     return jnp.take(frames, places, axis=1, mode="clip")
 
 
-def rolled(frames: Array, count: Array | int) -> Array:
-    """The ring of these frames, oldest first, given how many were written."""
-    slots = frames.shape[1]
-    return jnp.take(frames, (jnp.arange(slots) - count) % slots, axis=1, mode="clip")
+def rolled(frames: Array, slots: int, count: Array | int) -> Array:
+    """The ring of the newest of frames, oldest first, given how many were written."""
+    places = (jnp.arange(slots) - count) % slots
+    return jnp.take(newest(frames, slots), places, axis=1, mode="clip")
 
 
 class DelayLine(NamedTuple):
@@ -127,8 +127,8 @@ class DelayLine(NamedTuple):
         if isinstance(flow, Chunk):
             after = self.counter.advance_by(state, flow.valid_steps)
             if self.length:
-                frames = newest(self.joined(state, flow), self.length + 1)
-                after["ring"] = rolled(frames, after["count"])
+                frames = self.joined(state, flow)
+                after["ring"] = rolled(frames, self.length + 1, after["count"])
             return after
         after = self.counter.advance(state, flow.valid)
         if self.length:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.typing import ArrayLike
 
 from cojax.frames import flat_streams
 from cojax.timing import Timing
@@ -51,7 +50,7 @@ class Chunk:
         """Which frames are valid, ``(T,)``."""
         return jnp.arange(self.steps) >= self.blank
 
-    def clean(self, fill: ArrayLike = 0) -> Array:
+    def clean(self) -> Array:
         """The value to compute with: zero where invalid."""
         if isinstance(self.blank, int) and not self.blank:
             return self.value
@@ -124,6 +123,13 @@ def join(memory: Array, frames: Array, blank: int | Array, axis: int = 1) -> Arr
         return jnp.concatenate([memory, frames], axis)
     joined = jnp.concatenate([jnp.zeros_like(memory), frames], axis)
     return lax.dynamic_update_slice_in_dim(joined, memory, blank, axis)
+
+
+def begun(memory: Array, frames: Array, chunk: Chunk, count: Array | int, axis: int = 1) -> Array:
+    """A memory, filled with a chunk's first valid frame if the stream begins with that."""
+    first = jnp.take(frames, jnp.minimum(chunk.blank, chunk.steps - 1), axis=axis)
+    begins = (count == 0) & (chunk.valid_steps > 0)
+    return jnp.where(begins, jnp.expand_dims(first, axis), memory)
 
 
 def newest(joined: Array, steps: int, axis: int = 1) -> Array:

@@ -14,6 +14,7 @@ import jax
 
 import cojax as co
 from cojax.models.skeleton import DATASETS
+from cojax.pictures import pyplot
 from cojax.streaming.watch import TRAINED
 
 _DEMO = "cojax.demo.network:activity_network"
@@ -165,7 +166,7 @@ def _demo(options: argparse.Namespace) -> int:
     if not 1 <= options.recording <= len(data.x):
         raise ValueError(f"--recording must be from 1 to {len(data.x)}, got {options.recording}")
     if options.plot:
-        plot.require()
+        pyplot()
     outcome = run.run()
     if options.plot:
         number = options.recording - 1
@@ -231,14 +232,13 @@ def _stream_network(options: argparse.Namespace) -> tuple[co.CoModule, Any, list
 
 
 def _video(options: argparse.Namespace) -> int:
-    from cojax.demo import plot
     from cojax.streaming import watch
     from cojax.streaming.video import Video
 
     if options.top < 1:
         raise ValueError(f"--top must be at least 1, got {options.top}")
     if options.plot:
-        plot.require()
+        pyplot()
     names = watch.class_names(options.classes) if options.classes else None
     with Video(options.source) as video:
         net, size, fps = _video_network(options, len(names) if names else 400)

@@ -26,6 +26,10 @@ class Container(CoModule):
     def children(self) -> Mapping[str, CoModule]:
         return {name: self.layers[name] for name in self.order}
 
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        # Its step advances those within by what flows, be it a step or a chunk.
+        return self.step(state, chunk)
+
 
 def named(
     modules: Sequence[Any], layers: Mapping[str, Any] | None, order: Sequence[str] | None

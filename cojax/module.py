@@ -437,6 +437,11 @@ def walk(net: CoModule, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield from walk(child, (*path, name))
 
 
+def declared(net: CoModule) -> Any:
+    """The specs of a network's variables, of which none is made."""
+    return jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
+
+
 def require_floating(x: Spec, module: CoModule) -> None:
     """Raises an InputError unless the dtype is a floating one."""
     if not jnp.issubdtype(x.dtype, jnp.floating):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import cojax as co
-from cojax.module import walk
+from cojax.module import declared, walk
 
 # One of each activation at least, for clips of four channels.
 ACTIVATIONS = (
@@ -80,7 +80,7 @@ def random_network(seed: int, for_continual: bool = False) -> tuple[co.CoModule,
 def random_variables(net: co.CoModule, seed: int, dtype: type = np.float32) -> dict[str, Any]:
     """Variables of the network's own scale, drawn without compiling an initialiser for each."""
     rng = np.random.default_rng(seed)
-    specs = jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
+    specs = declared(net)
 
     def drawn(path: Any, spec: jax.ShapeDtypeStruct) -> jax.Array:
         if np.issubdtype(spec.dtype, np.integer):

@@ -119,7 +119,7 @@ class _OutputAlone:
     """Takes and gives clips ``(B, C, T)``, and keeps the hidden state to itself."""
 
     def forward(self, x: Tensor) -> Tensor:
-        output, _ = super().forward(x.swapaxes(1, 2))  # type: ignore[misc]
+        output, _ = super().forward(x.swapaxes(1, 2))  # type: ignore[misc]  # of the layer it is mixed into
         return output.swapaxes(1, 2)
 
 

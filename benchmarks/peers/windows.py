@@ -48,7 +48,7 @@ class _Padded:
     def forward(self, x: Tensor) -> Tensor:
         for pad, mode in self.pads:
             x = F.pad(x, pad, mode=mode)
-        return super().forward(x)  # type: ignore[misc]
+        return super().forward(x)  # type: ignore[misc]  # of the layer it is mixed into
 
 
 class _Conv1d(_Padded, nn.Conv1d):

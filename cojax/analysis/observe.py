@@ -17,7 +17,7 @@ from flax.linen.module import InterceptorContext
 from jax import Array
 
 from cojax.frames import Signal, flat_streams, map_streams, spec_of, without_time
-from cojax.module import CoModule
+from cojax.module import CoModule, declared
 from cojax.timing import Timing, in_parallel, in_sequence
 
 _AT_THE_INPUT = Timing()
@@ -96,11 +96,6 @@ def observe_clip(net: CoModule, x: Any) -> Call:
     with nn.intercept_methods(observer):
         jax.eval_shape(net.apply, declared(net), x)
     return observer.root
-
-
-def declared(net: CoModule) -> Any:
-    """The specs of the network's variables."""
-    return jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 
 from cojax.analysis.macs import Macs, macs_of
-from cojax.analysis.observe import Call, declared, observe_step
+from cojax.analysis.observe import Call, observe_step
 from cojax.analysis.table import listed, number, table
 from cojax.frames import flat_streams, step_spec
-from cojax.module import CoModule
+from cojax.module import CoModule, declared
 from cojax.timing import Timing
 
 

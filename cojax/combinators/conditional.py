@@ -203,8 +203,8 @@ class Conditional(_Branches):
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         if "choice" in state:  # made anew in every step
-            return super().chunk(state, chunk)
-        return self.step(state, chunk)
+            return CoModule.chunk(self, state, chunk)
+        return super().chunk(state, chunk)
 
     @nn.nowrap
     def _branch_step(

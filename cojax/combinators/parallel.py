@@ -342,9 +342,6 @@ class Parallel(_Branches):
             outputs.append(output)
         return tuple(outputs), keep(states, late)
 
-    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        return self.step(state, chunk)
-
 
 def _held_back(state: State, streams: Any, steps: int) -> tuple[Any, State]:
     """Streams, each held back by a line of its own."""
@@ -448,6 +445,3 @@ class BroadcastReduce(_Branches):
                 output, states[name] = advance(child, state.get(key(name), {}), held, train)
             outputs.append(output)
         return reduced(self.reduce, outputs), keep(states, after)
-
-    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        return self.step(state, chunk)

@@ -90,6 +90,3 @@ class Sequential(Container):
             with located(key(name)):
                 signal, states[name] = advance(child, state.get(key(name), {}), signal, train)
         return signal, keep(states)
-
-    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        return self.step(state, chunk)

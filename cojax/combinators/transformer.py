@@ -112,9 +112,6 @@ class TransformerEncoderLayer(Container):
 
         return self._encoded(signal, run, plus), keep(states)
 
-    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        return self.step(state, chunk)
-
     @nn.nowrap
     def _encoded(self, x: Any, run: Callable[..., Any], plus: Callable[[Any, Any], Any]) -> Any:
         """The output, of clips or of what flows: ``run`` runs modules by their names."""

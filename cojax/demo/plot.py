@@ -1,11 +1,11 @@
 """A picture of one recording and of the network's opinion while it came in."""
 
 import os
-from typing import Any
 
 import numpy as np
 
 from cojax.demo.recordings import SAMPLES_PER_SECOND, Recordings
+from cojax.pictures import pyplot
 
 _COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 
@@ -22,7 +22,7 @@ def draw(data: Recordings, number: int, outputs: np.ndarray, path: str | os.Path
     Raises:
       ImportError: if matplotlib is not installed.
     """
-    plt = require()
+    plt = pyplot()
     clip = data.x[number]
     seconds = np.arange(1, clip.shape[1] + 1) / SAMPLES_PER_SECOND
     answered = seconds[-outputs.shape[1] :]
@@ -46,15 +46,3 @@ def draw(data: Recordings, number: int, outputs: np.ndarray, path: str | os.Path
     figure.suptitle(f"Recording {number + 1}: {label}, and what the stream makes of it")
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def require() -> Any:
-    """The pyplot of matplotlib, drawing into files; an ImportError where it is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("--plot needs matplotlib: pip install 'cojax[plot]'") from error
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot

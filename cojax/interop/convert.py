@@ -20,7 +20,7 @@ from cojax.container import key
 from cojax.interop.torch import load_torch, put
 from cojax.layers.closure import Identity
 from cojax.layers.stepping import ForwardStepping
-from cojax.module import CoModule, walk
+from cojax.module import CoModule, declared, walk
 
 Builder = Callable[..., Any]
 Variables = dict[str, Any]
@@ -344,8 +344,7 @@ def _misfits(net: CoModule, variables: Variables) -> Iterator[str]:
     """The variables that are not as the network declares them."""
     if any(isinstance(module, ForwardStepping) for _, module in walk(net)):
         return  # Its variables depend on a clip.
-    declared = jax.eval_shape(lambda rng: net.init(rng, method="declare"), jax.random.key(0))
-    expected, given = _shapes(declared), _shapes(variables)
+    expected, given = _shapes(declared(net)), _shapes(variables)
     for path in sorted(expected.keys() | given.keys()):
         if path not in given:
             yield f"the variable {path}, of shape {expected[path]}, is missing"

@@ -22,7 +22,7 @@ from cojax.layers.norm import GroupNorm, LayerNorm, _RunningNorm
 from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import _Recurrent
 from cojax.layers.stepping import ForwardStepping
-from cojax.module import CoModule, walk
+from cojax.module import CoModule, declared, walk
 
 Convert = Callable[[np.ndarray], np.ndarray]
 
@@ -155,7 +155,7 @@ def entries(net: CoModule) -> list[Entry]:
                 f"{where} is a Flax module, {type(module.module).__name__}: its variables have no "
                 "known names in torch"
             )
-    specs = jax.eval_shape(lambda rng: net.init(rng, method="declare"), jax.random.key(0))
+    specs = declared(net)
     found = list(_entries(net, specs, (), (), ()))
     known = {entry.path for entry in found}
     for path, _ in jax.tree_util.tree_flatten_with_path(specs)[0]:

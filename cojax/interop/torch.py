@@ -88,6 +88,7 @@ def load_torch(
         if not problems and names[entry.path] in given:
             try:
                 values[entry.path] = _value(entry, given[names[entry.path]])
+            # Torch raises the latter two where numpy cannot hold a tensor: sparse, quantised, meta.
             except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
                 problems.append(f"{names[entry.path]} {error}")
     if problems:

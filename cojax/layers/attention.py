@@ -14,7 +14,7 @@ from jax.nn.initializers import glorot_uniform, normal, zeros
 from jax.typing import DTypeLike
 
 from cojax.buffers import Counter, read, ring, rolled, unrolled, windows, write
-from cojax.chunks import join, met, newest
+from cojax.chunks import join, met
 from cojax.errors import InputError
 from cojax.frames import Spec, State, flat_streams, map_streams
 from cojax.layers.dropout import Dropout
@@ -150,6 +150,7 @@ class _StreamAttention(_MultiheadAttention):
 
     @property
     def _remembers_queries(self) -> bool:
+        """Whether older tokens than the newest attend."""
         raise NotImplementedError
 
     @nn.nowrap
@@ -204,20 +205,16 @@ class _StreamAttention(_MultiheadAttention):
         arrived = met(flat_streams(chunk), flat_streams(chunk)[0].value)
         count = self._counter.of(state)
         after = self._counter.advance_by(state, arrived.valid_steps)
-        joined = []
-        for name, token in zip(("query", "key", "value"), self._projected(tokens), strict=True):
-            if name in state:
-                memory = unrolled(state[name], count)
-                every = join(memory, token, arrived.blank)
-                after[name] = rolled(newest(every, self._length), self._counter.of(after))
-                joined.append(every[:, 1:])  # the oldest left the window with the first step
-            else:
-                padding = jnp.zeros(
-                    (token.shape[0], self._length - 1, *token.shape[2:]), token.dtype
-                )
-                joined.append(jnp.concatenate([padding, token], axis=1))
-        query, key, value = joined
-        y = self._over_windows(self._asking(query), key, value, train=False)
+        query, key, value = self._projected(tokens)
+
+        def joined(name: str, token: Array) -> Array:
+            every = join(unrolled(state[name], count), token, arrived.blank)
+            after[name] = rolled(every, self._length, self._counter.of(after))
+            return every[:, 1:]  # the oldest left the window with the first step
+
+        if self._remembers_queries:  # else it is the newest that asks
+            query = self._asking(joined("query", query))
+        y = self._over_windows(query, joined("key", key), joined("value", value), train=False)
         return arrived.leaves(y, arrived.emitted(count, self.timing), self.timing), after
 
 

@@ -8,7 +8,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from cojax.buffers import Counter, shift
-from cojax.chunks import Chunk, join, newest
+from cojax.chunks import Chunk, begun, join, newest
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, Padding, one_of, padded_windows, spatial_lengths
@@ -175,9 +175,7 @@ class _Conv(CoModule):
         if timing.receptive_field > 1:
             window = jnp.moveaxis(state["window"], -1, 1)
             if self.temporal_fill == "replicate":
-                first = jnp.take(x, jnp.minimum(chunk.blank, chunk.steps - 1), axis=2)
-                fresh = (count == 0) & (chunk.valid_steps > 0)
-                window = jnp.where(fresh, first[:, :, None], window)
+                window = begun(window, x, chunk, count, axis=2)
             x = join(window, x, chunk.blank, axis=2)
             after["window"] = jnp.moveaxis(newest(x, window.shape[2], axis=2), 1, -1)
         emitted = chunk.emitted(count, timing)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.buffers import Counter, read, ring, rolled, unrolled, write
-from cojax.chunks import Chunk, join, newest
+from cojax.chunks import Chunk, begun, join
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
@@ -101,11 +101,9 @@ class _TemporalPool(CoModule):
         if slots > 1:
             memory = unrolled(state["ring"], count)
             if self._replicates:
-                first = jnp.take(frames, jnp.minimum(chunk.blank, chunk.steps - 1), axis=1)
-                fresh = (count == 0) & (chunk.valid_steps > 0)
-                memory = jnp.where(fresh, first[:, None], memory)
+                memory = begun(memory, frames, chunk, count)
             frames = join(memory, frames, chunk.blank)
-            after["ring"] = rolled(newest(frames, slots), self._counter.of(after))
+            after["ring"] = rolled(frames, slots, self._counter.of(after))
             frames = frames[:, 1:]  # the oldest left the window with the first step
         frames = emitted.covered(frames, slots, timing.stride)
         counts = count + emitted.frames(timing.stride) - chunk.blank
@@ -114,7 +112,7 @@ class _TemporalPool(CoModule):
 
     def _pool_all(self, frames: Array, counts: Array) -> Array:
         """Pools every window of ``(B, T, ...)``, given the frames counted before each answer."""
-        time = self._time._replace(padding=0, ceil_mode=False)
+        time = self._time.unpadded._replace(ceil_mode=False)
         if self.maximum:
             return max_axes(frames, [time], 1)
         divisor = jnp.asarray(jnp.maximum(self._divisor(counts, 0), 1))

@@ -23,14 +23,12 @@ def cooadtr(
 ) -> Sequential:
     """CoOadTR: a transformer encoder over the last ``sequence_len`` steps of a stream of features.
 
-    ==========  ============  ==========  ===============  =====  =======  ======
-    num_blocks  num_features  parameters  receptive field  delay  padding  stride
-    ==========  ============  ==========  ===============  =====  =======  ======
-    1           3072          9,598,998   64               63     0        1
-    1           4096          10,647,574  64               63     0        1
-    2           3072          15,896,598  64               63     0        1
-    2           4096          16,945,174  64               63     0        1
-    ==========  ============  ==========  ===============  =====  =======  ======
+    | num_blocks | num_features | parameters | receptive field | delay | padding | stride |
+    |------------|--------------|------------|-----------------|-------|---------|--------|
+    | 1          | 3072         | 9,598,998  | 64              | 63    | 0       | 1      |
+    | 1          | 4096         | 10,647,574 | 64              | 63    | 0       | 1      |
+    | 2          | 3072         | 15,896,598 | 64              | 63    | 0       | 1      |
+    | 2          | 4096         | 16,945,174 | 64              | 63    | 0       | 1      |
 
     With ``learned_encodings=False`` there are 130,048 parameters less.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
+from cojax.pictures import pyplot
 from cojax.streaming.stream import Stream
 from cojax.streaming.video import BrokenVideoError, Video, at_rate, image_of
 
@@ -184,9 +185,7 @@ def draw(
     Raises:
       ImportError: if matplotlib is not installed.
     """
-    from cojax.demo.plot import require
-
-    plt = require()
+    plt = pyplot()
     seconds = [prediction.seconds for prediction in predictions]
     curves = np.stack([prediction.probabilities for prediction in predictions], axis=1)
     figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
