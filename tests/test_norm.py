@@ -80,12 +80,18 @@ class Careless(co.CoModule):
     def step(self, state, signal, train=False):
         return self.norm.step({}, signal, train=train)
 
+    def chunk(self, state, chunk):
+        return self.norm.chunk({}, chunk)
+
 
 @pytest.mark.parametrize("norm", [co.GroupNorm(1, 3), co.InstanceNorm2d(3), co.LayerNorm((1, 4))])
 def test_steps_across_time_are_refused_to_who_asks_for_no_state(norm):
     net = Careless(norm)
     with pytest.raises(co.InputError, match="which a step does not have"):
         net.init(jax.random.key(0), {}, jnp.zeros((2, 3, 4)), method="forward_step")
+    clip = jnp.zeros((2, 3, 5, 4))
+    with pytest.raises(co.InputError, match="which a step does not have"):
+        net.init(jax.random.key(0), {}, clip, at_once=True, method="forward_steps")
 
 
 @pytest.mark.parametrize(

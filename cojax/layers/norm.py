@@ -18,7 +18,7 @@ from jax.typing import ArrayLike, DTypeLike
 
 from cojax.chunks import Chunk
 from cojax.errors import InputError
-from cojax.frames import Signal, Spec, State, spec_of
+from cojax.frames import Signal, Spec, State, spec_of, without_time
 from cojax.layers.arguments import IntOrTuple
 from cojax.layers.axes import TIME, non_temporal
 from cojax.layers.families import over_axes
@@ -385,6 +385,10 @@ class _InputNorm(TimeLocal):
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         self.fresh_state(spec_of(signal))
         return super().step(state, signal, train=train)
+
+    def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
+        self.fresh_state(without_time(spec_of(chunk.value)))
+        return super().chunk(state, chunk)
 
 
 class GroupNorm(_InputNorm):
