@@ -126,8 +126,9 @@ def test_attention_weights_are_dropped_in_training_alone(kind):
     net = kind(WIDTH, 1, dropout=0.25, bias=False, **({"sequence_len": length} if streams else {}))
     params = random_variables(net, 0)["params"]
     # Keys of zero weigh all tokens alike; each token's value is its own place, of one channel.
-    packed = jnp.zeros((WIDTH, 3 * WIDTH)).at[0, 2 * WIDTH].set(1.0)
-    variables = {"params": {**params, "in_proj_kernel": packed, "out_proj_kernel": jnp.eye(WIDTH)}}
+    params |= {f"{name}_proj_kernel": jnp.zeros((WIDTH, WIDTH)) for name in "qkv"}
+    params["v_proj_kernel"] = params["v_proj_kernel"].at[0, 0].set(1.0)
+    variables = {"params": {**params, "out_proj_kernel": jnp.eye(WIDTH)}}
     x = jnp.zeros((1, WIDTH, length)).at[0, 0].set(2.0 ** (jnp.arange(length) % 16))
     x = x if streams else x[:, :, None]
     run = jax.jit(lambda key: net.apply(variables, x, train=True, rngs={"dropout": key})[0, 0])
@@ -152,8 +153,7 @@ def logits_of_hundreds(net):
     """Variables with which queries and keys meet in logits of 100 and more."""
     variables = random_variables(net, 0)
     params = dict(variables["params"])
-    wide = jnp.concatenate([jnp.full(2 * WIDTH, 12.0), jnp.ones(WIDTH)])
-    params["in_proj_kernel"] = params["in_proj_kernel"] * wide
+    params |= {f"{name}_proj_kernel": 12 * params[f"{name}_proj_kernel"] for name in "qk"}
     return {"params": params}
 
 
@@ -161,7 +161,7 @@ def test_retroactive_attention_neither_drifts_nor_overflows():
     net = co.RetroactiveMultiheadAttention(WIDTH, HEADS, sequence_len=LENGTH)
     variables = logits_of_hundreds(net)
     x = clip_of((1, WIDTH, STEPS))
-    query, key, _ = jnp.split(x[0].T @ variables["params"]["in_proj_kernel"], 3, axis=1)
+    query, key = (x[0].T @ variables["params"][f"{name}_proj_kernel"] for name in "qk")
     logits = query * key / np.sqrt(WIDTH / HEADS)
     assert jnp.abs(logits.reshape(STEPS, HEADS, -1).sum(-1)).max() > 300
 

@@ -17,7 +17,8 @@ import jax
 from flax.core import unfreeze
 
 from cojax.container import key
-from cojax.interop.torch import load_torch, put
+from cojax.interop.names import put
+from cojax.interop.torch import load_torch
 from cojax.layers.closure import Identity
 from cojax.layers.stepping import ForwardStepping
 from cojax.module import CoModule, declared, walk

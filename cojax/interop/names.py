@@ -1,9 +1,10 @@
 """Where a network's variables lie in a torch ``state_dict``."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cojax.combinators.conditional import Conditional
@@ -32,13 +33,18 @@ def _same(x: np.ndarray) -> np.ndarray:
 
 
 class Leaf(NamedTuple):
-    """How one variable of a layer is called, and laid out, in torch."""
+    """How one variable of a layer is called, and laid out, in torch.
+
+    Where torch packs several into one tensor, these are the ``parts``, along the last axis, of a
+    variable that is none itself.
+    """
 
     collection: str
     name: str
     torch_name: str
     from_torch: Convert = _same
     to_torch: Convert = _same
+    parts: tuple[str, ...] = ()
 
 
 _OUT_IN_FIRST = Leaf(
@@ -68,13 +74,18 @@ def _recurrent(module: _Recurrent) -> tuple[Leaf, ...]:
 
 
 def _attention(module: _MultiheadAttention) -> tuple[Leaf, ...]:
-    """Torch keeps the projections of queries, keys and values in one tensor, where it can."""
+    """Torch packs the projections of queries, keys and values into one tensor, where it can."""
+    projections = tuple(
+        _OUT_IN_FIRST._replace(name=f"{name}_proj_kernel", torch_name=f"{name}_proj_weight")
+        for name in ("q", "k", "v")
+    )
+    if module.packed:
+        parts = tuple(leaf.name for leaf in projections)
+        packed = _OUT_IN_FIRST._replace(name="in_proj_kernel", torch_name="in_proj_weight")
+        projections = (packed._replace(parts=parts),)
     token: dict[str, Any] = {"from_torch": np.ravel, "to_torch": lambda x: x.reshape(1, 1, -1)}
     return (
-        *(
-            _OUT_IN_FIRST._replace(name=f"{name}_proj_kernel", torch_name=f"{name}_proj_weight")
-            for name in ("in", "q", "k", "v")
-        ),
+        *projections,
         _BIAS._replace(name="in_proj_bias", torch_name="in_proj_bias"),
         *(Leaf("params", name, name, **token) for name in ("bias_k", "bias_v")),
         _OUT_IN_FIRST._replace(name="out_proj_kernel", torch_name="out_proj.weight"),
@@ -129,6 +140,8 @@ class Entry(NamedTuple):
       name: its torch name, by the modules' own names.
       delayed_name: its name in ``continual``, which wraps a branch that it delays.
       leaf: how it is laid out in torch.
+
+    Where it has parts, these lie beside the path, and the spec is that of all together.
     """
 
     path: tuple[str, ...]
@@ -136,6 +149,24 @@ class Entry(NamedTuple):
     name: str
     delayed_name: str
     leaf: Leaf
+
+    @property
+    def paths(self) -> list[tuple[str, ...]]:
+        """Where its parts lie, or where it does."""
+        return [(*self.path[:-1], name) for name in self.leaf.parts] or [self.path]
+
+    def of(self, variables: Mapping[str, Any]) -> Any:
+        """Its value among variables; None where there is none."""
+        values = [at(variables, path) for path in self.paths]
+        if any(value is None for value in values):
+            return None
+        return np.concatenate(values, axis=-1) if self.leaf.parts else np.asarray(values[0])
+
+    def put(self, variables: dict[str, Any], value: np.ndarray) -> None:
+        """Gives it a value among variables."""
+        values = np.split(value, len(self.paths), axis=-1) if self.leaf.parts else [value]
+        for path, part in zip(self.paths, values, strict=True):
+            put(variables, path, jnp.asarray(part))
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
@@ -157,7 +188,7 @@ def entries(net: CoModule) -> list[Entry]:
             )
     specs = declared(net)
     found = list(_entries(net, specs, (), (), ()))
-    known = {entry.path for entry in found}
+    known = {path for entry in found for path in entry.paths}
     for path, _ in jax.tree_util.tree_flatten_with_path(specs)[0]:
         keys = tuple(part.key for part in path)
         if keys not in known:
@@ -175,11 +206,12 @@ def _entries(
     for kind, leaves in _LEAVES.items():
         if isinstance(module, kind):
             for leaf in leaves(module) if callable(leaves) else leaves:
-                place = (leaf.collection, *path, leaf.name)
-                spec = _at(specs, place)
-                if spec is not None:
+                place = (leaf.collection, *path)
+                parts = [at(specs, (*place, name)) for name in leaf.parts or (leaf.name,)]
+                if all(part is not None for part in parts):
+                    spec = parts[0].update(shape=_side_by_side([part.shape for part in parts]))
                     name, long = (".".join((*n, leaf.torch_name)) for n in (names, delayed))
-                    yield Entry(place, spec, name, long, leaf)
+                    yield Entry((*place, leaf.name), spec, name, long, leaf)
     for name, child in module.children().items():
         wrapped = _wrapped(module, name)
         yield from _entries(child, specs, (*path, key(name)), (*names, name), (*delayed, *wrapped))
@@ -210,9 +242,24 @@ def _wrapped_in_encoder(attention: CoModule, name: str) -> tuple[str, ...]:
     return ("fn", *path) if isinstance(attention, WindowMultiheadAttention) else path
 
 
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
+def _side_by_side(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of arrays of these shapes, concatenated along their last axes."""
+    if len(shapes) == 1:
+        return shapes[0]
+    return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+
+
+def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    """Puts a value into a tree of dicts."""
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
+
+
+def at(tree: Any, path: tuple[str, ...]) -> Any:
+    """What lies at a path of a tree of dicts; None where nothing does."""
     for part in path:
-        if part not in tree:
+        if not isinstance(tree, Mapping) or part not in tree:
             return None
         tree = tree[part]
     return tree

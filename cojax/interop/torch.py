@@ -98,7 +98,7 @@ def load_torch(
     variables: dict[str, Any] = {}
     for entry in wanted:
         absent = np.zeros(entry.spec.shape, entry.spec.dtype)
-        put(variables, entry.path, jnp.asarray(values.get(entry.path, absent)))
+        entry.put(variables, values.get(entry.path, absent))
     variables.setdefault("params", {})
     return variables
 
@@ -185,9 +185,7 @@ def _exported(
     exported, problems, wanted = {}, [], entries(net)
     flat = _flattened(wanted) if flatten else {}
     for entry in wanted:
-        value: Any = variables
-        for key in entry.path:
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = entry.of(variables)
         name = flat.get(entry.path, entry.delayed_name if delayed_names else entry.name)
         if value is None:
             problems.append(f"missing {'/'.join(entry.path)}")
@@ -196,7 +194,7 @@ def _exported(
                 f"{'/'.join(entry.path)} has shape {np.shape(value)}, expected {entry.spec.shape}"
             )
         else:
-            exported[name] = np.array(entry.leaf.to_torch(np.asarray(value)), order="C")
+            exported[name] = np.array(entry.leaf.to_torch(value), order="C")
     if problems:
         raise CheckpointError(
             f"the variables are not those of {type(net).__name__}:\n  " + "\n  ".join(problems)
@@ -384,10 +382,3 @@ def _nearest(name: str, candidates: list[str], given: Mapping[str, Any] | None =
         return ""
     shown = [f"{c} {tuple(given[c].shape)}" if given is not None else c for c in close]
     return f" (nearest: {', '.join(shown)})"
-
-
-def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Puts a value into a tree of dicts."""
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value

@@ -5,9 +5,11 @@ rings. What a step computes anew are the weights: no sum is corrected from step 
 nothing drifts and no logit is too large.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.nn.initializers import glorot_uniform, normal, zeros
@@ -49,16 +51,19 @@ class _MultiheadAttention(CoModule):
         """The channels of queries, keys and values before they are projected."""
         return self.embed_dim, self.kdim or self.embed_dim, self.vdim or self.embed_dim
 
+    @property
+    def packed(self) -> bool:
+        """Whether torch packs the projections of queries, keys and values into one tensor."""
+        return self._dims == (self.embed_dim,) * 3
+
     def setup(self) -> None:
         embed, dtype = self.embed_dim, self.param_dtype
-        if self._dims == (embed,) * 3:
-            packed = self.param("in_proj_kernel", glorot_uniform(), (embed, 3 * embed), dtype)
-            self.kernels = tuple(jnp.split(packed, 3, axis=1))
-        else:
-            self.kernels = tuple(
-                self.param(f"{name}_proj_kernel", glorot_uniform(), (channels, embed), dtype)
-                for name, channels in zip("qkv", self._dims, strict=True)
-            )
+        # Apart, though torch packs them: a slice of what is packed is copied, in every step.
+        initial = _glorot_uniform_packed if self.packed else glorot_uniform()
+        self.kernels = tuple(
+            self.param(f"{name}_proj_kernel", initial, (channels, embed), dtype)
+            for name, channels in zip("qkv", self._dims, strict=True)
+        )
         self.offsets: tuple[Array | None, ...] = (None,) * 3
         self.out_offset: Array | None = None
         if self.bias:
@@ -118,6 +123,12 @@ class _MultiheadAttention(CoModule):
         y = attended(weights, value)
         y = y @ self.out_kernel.astype(y.dtype)
         return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
+
+
+def _glorot_uniform_packed(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    """As torch draws three kernels as one, of three times as many outputs."""
+    bound = math.sqrt(6 / (shape[0] + 3 * shape[1]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def _three(streams: Any) -> Any:

@@ -1,7 +1,5 @@
 """Weights that others trained, for the networks of the zoo."""
 
-import functools
-import operator
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,7 +8,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from cojax.interop.names import Entry, entries
+from cojax.interop.names import Entry, at, entries, put
 from cojax.interop.torch import CheckpointError, load_torch, read
 from cojax.models.formats import FORMATS, Format
 from cojax.module import CoModule
@@ -140,11 +138,12 @@ def _initial(net: CoModule, wanted: list[Entry], key: Array) -> dict[str, np.nda
     """These tensors as ``net.init`` makes them, by the network's names."""
 
     @jax.jit
-    def initial(key: Array) -> list[Any]:
+    def initial(key: Array) -> dict[str, Any]:
         variables = net.init(key, method="declare")
-        return [functools.reduce(operator.getitem, entry.path, variables) for entry in wanted]
+        found: dict[str, Any] = {}
+        for path in (path for entry in wanted for path in entry.paths):
+            put(found, path, at(variables, path))
+        return found
 
-    return {
-        entry.name: entry.leaf.to_torch(np.asarray(value))
-        for entry, value in zip(wanted, initial(key), strict=True)
-    }
+    variables = initial(key)
+    return {entry.name: entry.leaf.to_torch(entry.of(variables)) for entry in wanted}
