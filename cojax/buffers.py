@@ -1,10 +1,11 @@
-"""The memories of a stream: counters, short windows that shift, and rings.
+"""The memories of a stream: counters and rings.
 
-A short window of the last inputs is shifted by a step (concatenate and slice). A long memory is a
-ring, of which a step writes one slot. Both stay as they are on an invalid frame.
+A step writes one slot of a ring, in place where the state is donated, and none on an invalid frame.
+Frames lie there with their channels last.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax import Array, lax
 
 from cojax.chunks import Chunk, join, newest
 from cojax.frames import Signal, Spec, State, select
+from cojax.layout import channels_last, channels_second, spec_last
 from cojax.timing import Timing
 
 
@@ -67,7 +69,7 @@ class Counter(NamedTuple):
 
 
 def ring(x: Spec, slots: int, fill: float = 0) -> Array:
-    """A ring ``(B, slots, ...)`` for frames of this spec."""
+    """A ring ``(B, slots, ...)`` for frames ``(B, ...)`` of this spec."""
     return jnp.full((x.shape[0], slots, *x.shape[1:]), fill, x.dtype)
 
 
@@ -81,6 +83,41 @@ def write(ring: Array, frame: Array, position: Array | int, valid: bool | Array)
 def read(ring: Array, position: Array | int) -> Array:
     """The frame in the slot at ``position``."""
     return lax.dynamic_index_in_dim(ring, position, axis=1, keepdims=False)
+
+
+def shown(ring: Array, frame: Array, count: Array | int, places: Any) -> Array:
+    """A window ``(B, *S, k, C)``: frames of a ring, in the order given, and the frame at hand.
+
+    Args:
+      ring: the frames before, ``(B, n, *S, C)``; the oldest lies at ``count % n``.
+      frame: the frame at hand, ``(B, *S, C)``.
+      count: how many frames were written before.
+      places: where the frames to show lie, before the remainder by ``n`` is taken.
+    """
+    slots = ring.shape[1]
+    return jnp.stack([*(read(ring, place % slots) for place in places), frame], axis=-2)
+
+
+def replace_oldest(
+    ring: Array, window: Array, front: Sequence[int], count: Array | int, valid: bool | Array
+) -> Array:
+    """The ring with the last frame of a window in place of the first one, where valid.
+
+    What is written comes from the window, at a place that is only known at run time. So the window
+    is made before anything is written, and XLA sees that it can write in place; else it would copy
+    the ring first.
+
+    Args:
+      ring: the ring that the window shows the oldest frame of.
+      window: ``(B, *S, k, C)``, padded in space.
+      front: how much is padded in front of each spatial axis.
+      count: how many frames were written before.
+      valid: whether the frame is written.
+    """
+    place = jnp.where(jnp.logical_and(valid, count >= 0), window.shape[-2] - 1, 0)
+    batch, slots, *space, channels = ring.shape
+    frame = lax.dynamic_slice(window, (0, *front, place, 0), (batch, *space, 1, channels))
+    return lax.dynamic_update_index_in_dim(ring, jnp.squeeze(frame, -2), count % slots, axis=1)
 
 
 def unrolled(ring: Array, count: Array | int) -> Array:
@@ -118,8 +155,8 @@ class DelayLine(NamedTuple):
         return cls(length, Counter.for_timing(timing, exact=length, slots=length + 1))
 
     def fresh(self, x: Spec) -> State:
-        """``{"ring": (B, length + 1, ...), "count": int32}``; no ring for a length of 0."""
-        memory = {"ring": ring(x, self.length + 1)} if self.length else {}
+        """``{"ring": (B, length + 1, *S, C), "count": int32}``; no ring for a length of 0."""
+        memory = {"ring": ring(spec_last(x), self.length + 1)} if self.length else {}
         return {**memory, **self.counter.fresh()}
 
     def push(self, state: State, flow: Signal | Chunk) -> State:
@@ -133,7 +170,7 @@ class DelayLine(NamedTuple):
         after = self.counter.advance(state, flow.valid)
         if self.length:
             slot = state["count"] % (self.length + 1)
-            after["ring"] = write(state["ring"], flow.value, slot, flow.valid)
+            after["ring"] = write(state["ring"], channels_last(flow.value), slot, flow.valid)
         return after
 
     def tap(self, before: State, after: State, flow: Any, held: int) -> Any:
@@ -144,17 +181,11 @@ class DelayLine(NamedTuple):
         if isinstance(flow, Chunk):
             start = self.length + 1 - held
             frames = self.joined(before, flow)[:, start : start + flow.steps]
-            return flow.leaves(jnp.moveaxis(frames, 1, 2), flow.emitted(count, timing), timing)
+            return flow.leaves(channels_second(frames), flow.emitted(count, timing), timing)
         value = read(after["ring"], (count - held) % (self.length + 1))
-        return flow.leaves(value, count >= held, timing)
+        return flow.leaves(channels_second(value), count >= held, timing)
 
     def joined(self, state: State, chunk: Chunk) -> Array:
-        """The ``length + 1`` frames before a chunk, and those of the chunk: ``(B, ..., C, *S)``."""
-        frames = jnp.moveaxis(chunk.clean(), 2, 1)
+        """The ``length + 1`` frames before a chunk, and those of the chunk: ``(B, ..., *S, C)``."""
+        frames = channels_last(chunk.clean())
         return join(unrolled(state["ring"], state["count"]), frames, chunk.blank)
-
-
-def shift(window: Array, frame: Array, valid: bool | Array) -> tuple[Array, Array]:
-    """The window ``(B, n, ...)`` with the frame behind it, and the window of the next step."""
-    full = jnp.concatenate([window, frame[:, None]], axis=1)
-    return full, select(valid, full[:, 1:], window)

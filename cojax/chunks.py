@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from cojax.frames import flat_streams
+from cojax.layout import channels_last, channels_second
 from cojax.timing import Timing
 
 
@@ -54,8 +55,8 @@ class Chunk:
         """The value to compute with: zero where invalid."""
         if isinstance(self.blank, int) and not self.blank:
             return self.value
-        valid = self.valid.reshape(-1, *(1,) * (self.value.ndim - 3))
-        return jnp.where(valid, self.value, 0)
+        valid = self.valid.reshape(-1, *(1,) * (self.value.ndim - 2))
+        return channels_second(jnp.where(valid, channels_last(self.value), 0))
 
     def becomes(self, value: Array) -> "Chunk":
         """The same frames with other values."""

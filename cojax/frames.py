@@ -15,6 +15,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from cojax.errors import InputError
+from cojax.layout import channels_last, channels_second
 from cojax.timing import Timing
 
 Spec = jax.ShapeDtypeStruct
@@ -94,10 +95,10 @@ class Signal:
 
     def clean(self, fill: ArrayLike = 0) -> Array:
         """The value to compute with: ``fill`` after the end of the stream, zero where invalid."""
-        value = self.value
+        value = channels_last(self.value)
         if not self.always_real:
             value = jnp.where(self.past > 0, jnp.asarray(fill, value.dtype), value)
-        return select(self.valid, value, jnp.zeros_like(value))
+        return channels_second(select(self.valid, value, jnp.zeros_like(value)))
 
     def becomes(self, value: Array) -> "Signal":
         """The same frame with another value."""

@@ -41,6 +41,7 @@ from cojax.frames import (
     step_spec,
     without_time,
 )
+from cojax.layout import as_clip, as_step
 from cojax.timing import Timing
 
 
@@ -416,8 +417,7 @@ class TimeLocal(CoModule):
     """
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        value = self.clip(jnp.expand_dims(signal.clean(), 2), train=train)
-        return signal.becomes(jnp.squeeze(value, 2)), state
+        return signal.becomes(as_step(self.clip(as_clip(signal.clean()), train=train))), state
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
         return chunk.becomes(self.clip(chunk.clean())), state

@@ -19,6 +19,7 @@ from cojax.chunks import Chunk, is_chunk, met
 from cojax.container import Container, keep, key, named
 from cojax.errors import InputError, located
 from cojax.frames import Signal, State, flat_streams, map_streams, with_time, without_time
+from cojax.layout import as_clip, as_step, channels_last, channels_second
 from cojax.module import CoModule, TimeLocal, advance
 from cojax.timing import Timing, in_parallel
 
@@ -28,7 +29,7 @@ _REDUCTIONS: dict[str, Callable[[Sequence[Array]], Array]] = {
     "sum": functools.partial(functools.reduce, jnp.add),
     "mul": functools.partial(functools.reduce, jnp.multiply),
     "max": functools.partial(functools.reduce, jnp.maximum),
-    "concat": functools.partial(jnp.concatenate, axis=1),
+    "concat": functools.partial(jnp.concatenate, axis=-1),
 }
 
 
@@ -188,13 +189,19 @@ class Reduce(TimeLocal):
 
 
 def reduction(reduce: Reduction) -> Callable[[Sequence[Array]], Array]:
-    """The function that a reduction's name stands for."""
+    """The function of clips that a reduction's name stands for."""
     if callable(reduce):
         return reduce
     if reduce not in _REDUCTIONS:
         choices = ", ".join(map(repr, _REDUCTIONS))
         raise ValueError(f"reduce must be a function or one of {choices}, got {reduce!r}")
-    return _REDUCTIONS[reduce]
+    return functools.partial(_reduced, _REDUCTIONS[reduce])
+
+
+def _reduced(function: Callable[[Sequence[Array]], Array], xs: Sequence[Array]) -> Array:
+    if len({x.ndim for x in xs}) > 1:
+        return function(xs)
+    return channels_second(function([channels_last(x) for x in xs]))
 
 
 def reduced_spec(reduce: Reduction, streams: Any) -> Any:
@@ -224,8 +231,7 @@ def reduced(reduce: Reduction, flows: Any) -> Any:
     values = [flow.clean() for flow in flows]
     if is_chunk(flows):
         return met(flows, reduction(reduce)(values))
-    value = reduction(reduce)([jnp.expand_dims(value, 2) for value in values])
-    return met(flows, jnp.squeeze(value, 2))
+    return met(flows, as_step(reduction(reduce)([as_clip(value) for value in values])))
 
 
 class _Branches(Container):

@@ -7,6 +7,7 @@ accepted and has no meaning here.
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -16,6 +17,7 @@ from cojax.errors import InputError
 from cojax.frames import Spec
 from cojax.layers.arguments import one_of
 from cojax.layers.axes import non_temporal
+from cojax.layout import channels_last, channels_second
 from cojax.module import TimeLocal, require_floating, require_step
 from cojax.ops.precision import widened
 
@@ -31,10 +33,10 @@ class _Activation(TimeLocal):
         return x
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        return self.of(widened(x)).astype(x.dtype)
+        return channels_second(self.of(widened(channels_last(x))).astype(x.dtype))
 
     def of(self, x: Array) -> Array:
-        """The function itself."""
+        """The function itself, of ``(B, T, *S, C)``."""
         raise NotImplementedError(f"{type(self).__name__} must define of")
 
 
@@ -368,8 +370,7 @@ class PReLU(_Activation):
         return super().output_spec(x)
 
     def of(self, x: Array) -> Array:
-        slope = self.negative_slope.astype(x.dtype)
-        return _bent(x, slope.reshape(-1, *(1,) * (x.ndim - 2)))
+        return _bent(x, self.negative_slope.astype(x.dtype))
 
 
 class Softsign(_Activation):
@@ -392,6 +393,12 @@ class Tanhshrink(_Activation):
 class _AlongAxis(_Activation):
     dim: int
 
+    @nn.nowrap
+    def axis(self, x: Array) -> int:
+        """The axis of ``x``, of which the channels come last."""
+        axis = self.dim % x.ndim
+        return -1 if axis == 1 else axis - (axis > 1)
+
     def output_spec(self, x: Spec) -> Spec:
         non_temporal(self.dim, len(x.shape) + 1, "dim", self)
         return super().output_spec(x)
@@ -405,7 +412,7 @@ class Softmin(_AlongAxis):
     """
 
     def of(self, x: Array) -> Array:
-        return jax.nn.softmax(-x, axis=self.dim)
+        return jax.nn.softmax(-x, axis=self.axis(x))
 
 
 class Softmax(_AlongAxis):
@@ -416,7 +423,7 @@ class Softmax(_AlongAxis):
     """
 
     def of(self, x: Array) -> Array:
-        return jax.nn.softmax(x, axis=self.dim)
+        return jax.nn.softmax(x, axis=self.axis(x))
 
 
 class Softmax2d(_Activation):
@@ -434,7 +441,7 @@ class Softmax2d(_Activation):
         return x
 
     def of(self, x: Array) -> Array:
-        return jax.nn.softmax(x, axis=1)
+        return jax.nn.softmax(x, axis=-1)
 
 
 class LogSoftmax(_AlongAxis):
@@ -445,7 +452,7 @@ class LogSoftmax(_AlongAxis):
     """
 
     def of(self, x: Array) -> Array:
-        return jax.nn.log_softmax(x, axis=self.dim)
+        return jax.nn.log_softmax(x, axis=self.axis(x))
 
 
 class GLU(_AlongAxis):
@@ -477,4 +484,4 @@ class GLU(_AlongAxis):
         return Spec((*x.shape[:axis], x.shape[axis] // 2, *x.shape[axis + 1 :]), x.dtype)
 
     def of(self, x: Array) -> Array:
-        return jax.nn.glu(x, axis=self.dim)
+        return jax.nn.glu(x, axis=self.axis(x))

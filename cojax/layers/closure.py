@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, with_time, without_time
+from cojax.layout import as_clip, as_step
 from cojax.module import CoModule, TimeLocal
 
 Function = Callable[[Array], Array]
@@ -75,7 +76,7 @@ class Lambda(TimeLocal):
         if by_mode is not None and not signal.chunked:
             return signal.becomes(by_mode(x)), state
         whole = by_mode or self._clip
-        return signal.becomes(jnp.squeeze(whole(jnp.expand_dims(x, 2)), 2)), state
+        return signal.becomes(as_step(whole(as_clip(x)))), state
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         if self.forward_steps_only_fn is not None:  # takes a step at a time

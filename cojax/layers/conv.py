@@ -4,23 +4,25 @@ import math
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from cojax.buffers import Counter, shift
-from cojax.chunks import Chunk, begun, join, newest
+from cojax.buffers import Counter, read, replace_oldest, rolled, shown, unrolled
+from cojax.chunks import Chunk, begun, join
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, Padding, one_of, padded_windows, spatial_lengths
 from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer, fan_in_uniform
+from cojax.layout import channels_last, channels_second
 from cojax.module import CoModule, require_step
 from cojax.ops.convolution import convolve_clip, convolve_window, pad_space
 from cojax.timing import Axis, Timing, windowed
 
 
 class _Conv(CoModule):
-    """Convolution over ``(B, C, T, *S)``; a step keeps a window of the last inputs.
+    """Convolution over ``(B, C, T, *S)``; a step keeps a ring of the last inputs.
 
     Source: ``torch.nn.Conv3d``, and Hedegaard and Iosifidis, "Continual 3D Convolutional
     Neural Networks for Real-time Processing of Videos", ECCV 2022, https://arxiv.org/abs/2106.00050.
@@ -53,8 +55,8 @@ class _Conv(CoModule):
 
     Shapes:
       clip ``(B, in_channels, T, *S)`` to ``(B, out_channels, T', *S')``; step ``(B, in_channels,
-      *S)`` to ``(B, out_channels, *S')``; state ``window`` ``(B, receptive_field - 1, *S,
-      in_channels)`` and, where it has a delay or a stride, ``count`` ``()``.
+      *S)`` to ``(B, out_channels, *S')``; state ``window``, a ring ``(B, receptive_field - 1, *S,
+      in_channels)``, and ``count`` ``()``; without a memory or a stride there is none.
 
     Raises:
       ValueError: at construction, for arguments that do not go together.
@@ -111,8 +113,9 @@ class _Conv(CoModule):
 
     @property
     def _counter(self) -> Counter:
-        first = 1 if self.temporal_fill == "replicate" and self.timing.receptive_field > 1 else 0
-        return Counter.for_timing(self.timing, exact=first)
+        memory = self.timing.receptive_field - 1
+        first = 1 if self.temporal_fill == "replicate" and memory else 0
+        return Counter.for_timing(self.timing, exact=first, slots=max(memory, 1))
 
     def setup(self) -> None:
         per_group = self.in_channels // self.groups
@@ -140,8 +143,9 @@ class _Conv(CoModule):
     def clip(self, x: Array, train: bool = False) -> Array:
         if self.timing.n_out(x.shape[2]) < 1:
             raise InputError(self._too_short(x.shape[2]))
-        time, *space = self._axes
-        return self._convolved(x, time, space)
+        time, *_ = self._axes
+        x = jnp.pad(channels_last(x), [(0, 0), time.pads, *[(0, 0)] * (x.ndim - 2)])
+        return channels_second(self._convolved_clip(x))
 
     def fresh_state(self, x: Spec) -> State:
         memory = self.timing.receptive_field - 1
@@ -151,50 +155,54 @@ class _Conv(CoModule):
         return {"window": window, **self._counter.fresh()}
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
-        x = jnp.moveaxis(signal.clean(), 1, -1)
-        after = self._counter.advance(state, signal.valid)
-        if self.timing.receptive_field > 1:
-            window = state["window"]
-            if self.temporal_fill == "replicate":
-                window = jnp.where(self._counter.of(state) == 0, x[:, None], window)
-                if not signal.always_real:
-                    x = jnp.where(signal.past > 0, window[:, -1], x)
-            window, after["window"] = shift(window, x, signal.valid)
-        else:
-            window = x[:, None]
+        x = channels_last(signal.clean())
+        count, after = self._counter.of(state), self._counter.advance(state, signal.valid)
         time, *space = self._axes
-        window = pad_space(window[:, :: time.dilation], space, self.padding_mode, first_axis=2)
-        y = convolve_window(window, self.kernel.astype(x.dtype), space, self.groups)
-        y = jnp.moveaxis(self._biased(y, channel_axis=-1), -1, 1)
+        if time.kernel_size > 1:
+            ring = state["window"]
+            if self.temporal_fill == "replicate":
+                ring = jnp.where(count == 0, x[:, None], ring)
+                if not signal.always_real:
+                    newest = read(ring, (count - 1) % ring.shape[1])
+                    x = jnp.where(signal.past > 0, newest, x)
+            places = count + time.dilation * np.arange(time.kernel_size - 1)
+            window = pad_space(shown(ring, x, count, places), space, self.padding_mode)
+            front = [axis.padding for axis in space]
+            after["window"] = replace_oldest(ring, window, front, count, signal.valid)
+        else:
+            window = pad_space(jnp.expand_dims(x, -2), space, self.padding_mode)
+        y = channels_second(self._convolved(window))
         return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
-        timing, (time, *space) = self.timing, self._axes
-        x, count = chunk.clean(), self._counter.of(state)
+        timing, count = self.timing, self._counter.of(state)
+        x = channels_last(chunk.clean())
         after = self._counter.advance_by(state, chunk.valid_steps)
         if timing.receptive_field > 1:
-            window = jnp.moveaxis(state["window"], -1, 1)
+            memory = unrolled(state["window"], count)
             if self.temporal_fill == "replicate":
-                window = begun(window, x, chunk, count, axis=2)
-            x = join(window, x, chunk.blank, axis=2)
-            after["window"] = jnp.moveaxis(newest(x, window.shape[2], axis=2), 1, -1)
+                memory = begun(memory, x, chunk, count)
+            x = join(memory, x, chunk.blank)
+            after["window"] = rolled(x, memory.shape[1], self._counter.of(after))
         emitted = chunk.emitted(count, timing)
-        x = emitted.covered(x, timing.receptive_field, timing.stride, axis=2)
-        y = self._convolved(x, time.unpadded, space)
+        x = emitted.covered(x, timing.receptive_field, timing.stride)
+        y = channels_second(self._convolved_clip(x))
         return chunk.leaves(y, emitted, timing), after
 
-    def _convolved(self, x: Array, time: Axis, space: list[Axis]) -> Array:
-        if self.padding_mode != "zeros":
-            x = pad_space(x, space, self.padding_mode, first_axis=3)
-            space = [axis.unpadded for axis in space]
-        y = convolve_clip(x, self.kernel.astype(x.dtype), [time, *space], self.groups)
-        return self._biased(y, channel_axis=1)
+    def _convolved_clip(self, x: Array) -> Array:
+        """``(B, T, *S, C)``, padded in time."""
+        axes = [axis.unpadded for axis in self._axes]
+        x = pad_space(x, self._axes[1:], self.padding_mode, first=2)
+        return self._biased(convolve_clip(x, self.kernel.astype(x.dtype), axes, self.groups))
 
-    def _biased(self, y: Array, channel_axis: int) -> Array:
-        if not self.bias:
-            return y
-        bias = self.offset.astype(y.dtype)
-        return y + (bias if channel_axis == -1 else bias.reshape(-1, *(1,) * (y.ndim - 2)))
+    def _convolved(self, window: Array) -> Array:
+        """``(B, *S, k, C)``, padded in space."""
+        space = [axis.unpadded for axis in self._axes[1:]]
+        kernel = self.kernel.astype(window.dtype)
+        return self._biased(convolve_window(window, kernel, space, self.groups))
+
+    def _biased(self, y: Array) -> Array:
+        return y + self.offset.astype(y.dtype) if self.bias else y
 
 
 class Conv1d(_Conv):

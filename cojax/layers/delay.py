@@ -12,6 +12,7 @@ from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import one_of, require_positive
+from cojax.layout import channels_last
 from cojax.module import CoModule
 from cojax.timing import Axis, Timing, windowed
 
@@ -84,7 +85,7 @@ class Delay(_Held):
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T - front - back, *S)``; step ``(B, C, *S)`` to the same;
-      state ``ring`` ``(B, steps + 1, C, *S)`` and ``count`` ``()``.
+      state ``ring`` ``(B, steps + 1, *S, C)`` and ``count`` ``()``.
 
     Raises:
       ValueError: at construction, for a negative delay or a back crop longer than it.
@@ -189,7 +190,7 @@ class Window(CoModule):
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T - steps + 1, *S, steps)``; step ``(B, C, *S)`` to ``(B,
-      C, *S, steps)``; state ``ring`` ``(B, steps, C, *S)`` and ``count`` ``()``.
+      C, *S, steps)``; state ``ring`` ``(B, steps, *S, C)`` and ``count`` ``()``.
 
     Raises:
       ValueError: at construction, unless ``steps`` is positive.
@@ -215,7 +216,7 @@ class Window(CoModule):
     def clip(self, x: Array, train: bool = False) -> Array:
         if self.timing.n_out(x.shape[2]) < 1:
             raise InputError(self._too_short(x.shape[2]))
-        return self._shown(jnp.moveaxis(x, 2, 1))
+        return self._shown(channels_last(x))
 
     def fresh_state(self, x: Spec) -> State:
         return self._line.fresh(x)
@@ -225,9 +226,9 @@ class Window(CoModule):
             return signal.becomes(signal.value[..., None]), state
         after = self._line.push(state, signal)
         count = self._line.counter.of(state)
-        frames = jnp.moveaxis(unrolled(after["ring"], count + 1), 1, -1)
+        frames = unrolled(after["ring"], count + 1)
         emits = self._line.counter.emits(state, self.timing)
-        return signal.leaves(frames, emits, self.timing), after
+        return signal.leaves(_steps_last(frames, 1), emits, self.timing), after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         if self.steps == 1:
@@ -239,6 +240,10 @@ class Window(CoModule):
         )
 
     def _shown(self, frames: Array) -> Array:
-        """Every window of ``(B, T, C, *S)``: ``(B, C, T', *S, steps)``."""
-        every = jnp.moveaxis(windows(frames, self.steps), 2, -1)
-        return jnp.moveaxis(every, 2, 1)
+        """Every window of ``(B, T, *S, C)``: ``(B, C, T', *S, steps)``."""
+        return _steps_last(windows(frames, self.steps), 2)
+
+
+def _steps_last(frames: Array, axis: int) -> Array:
+    """Channels, which come last, to the second place, and the steps in a window to the last."""
+    return jnp.moveaxis(frames, (-1, axis), (1, -1))

@@ -23,6 +23,7 @@ from cojax.layers.arguments import IntOrTuple
 from cojax.layers.axes import TIME, non_temporal
 from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer
+from cojax.layout import as_clip, as_step, channels_last, channels_second
 from cojax.module import CoModule, TimeLocal, require_floating, require_step
 from cojax.ops.precision import widened
 
@@ -97,7 +98,7 @@ class _RunningNorm(CoModule):
 
     @nn.nowrap
     def _axes(self, rank: int) -> tuple[int, ...]:
-        """The axes of a clip over which statistics are taken."""
+        """The axes of a clip ``(B, T, *S, C)`` over which statistics are taken."""
         raise NotImplementedError
 
     @nn.nowrap
@@ -129,20 +130,20 @@ class _RunningNorm(CoModule):
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         self._require_steps(train)
-        y = self._clip(jnp.expand_dims(signal.clean(), TIME), train, signal.real)
-        return signal.becomes(jnp.squeeze(y, TIME)), state
+        y = self._clip(as_clip(signal.clean()), train, signal.real)
+        return signal.becomes(as_step(y)), state
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         self._require_steps(train=False)
         return chunk.becomes(self.clip(chunk.clean())), state
 
     def _clip(self, x: Array, train: bool, real: bool | Array) -> Array:
-        channels = (-1, *(1,) * (x.ndim - 2))
+        x = channels_last(x)
         if self.track_running_stats and not train:
-            mean, var = (running.value.reshape(channels) for running in (self.mean, self.var))
+            mean, var = self.mean.value, self.var.value
         else:
             mean, var = self._own_statistics(x, train, real)
-        return _normalised(self, x, mean, var, channels)
+        return channels_second(_normalised(self, x, mean, var, (-1,)))
 
     def _own_statistics(self, x: Array, train: bool, real: bool | Array) -> tuple[Array, Array]:
         axes = self._axes(x.ndim)
@@ -161,7 +162,7 @@ class _RunningNorm(CoModule):
     def _track(self, mean: Array, var: Array, real: bool | Array) -> None:
         weight = jnp.where(real, self._weight(real), 0)
         for running, batch in ((self.mean, mean), (self.var, var)):
-            old, new = running.value, jnp.mean(batch, (0, *range(2, batch.ndim)))
+            old, new = running.value, jnp.mean(batch, range(batch.ndim - 1))
             running.value = old + (weight * (lax.stop_gradient(new) - old)).astype(old.dtype)
 
 
@@ -210,7 +211,7 @@ class _BatchNorm(_RunningNorm):
 
     @nn.nowrap
     def _axes(self, rank: int) -> tuple[int, ...]:
-        return (0, *range(2, rank))
+        return tuple(range(rank - 1))
 
     @nn.nowrap
     def _require_steps(self, train: bool) -> None:
@@ -281,7 +282,7 @@ class _InstanceNorm(_RunningNorm):
 
     @nn.nowrap
     def _axes(self, rank: int) -> tuple[int, ...]:
-        return tuple(range(TIME + self.per_step, rank))
+        return tuple(range(1 + self.per_step, rank - 1))
 
     @nn.nowrap
     def _require_steps(self, train: bool) -> None:

@@ -13,6 +13,7 @@ from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.layers.families import over_axes
+from cojax.layout import channels_last, channels_second, spec_last
 from cojax.module import CoModule, require_step
 from cojax.ops.pooling import adaptive, max_axes, maximum, mean_divisor, sum_axes
 from cojax.ops.precision import accumulated
@@ -39,7 +40,7 @@ class _TemporalPool(CoModule):
         raise NotImplementedError
 
     def _pool_space(self, x: Array, first: int) -> Array:
-        """Pools the spatial axes of ``x``, which begin at ``first``."""
+        """Pools the spatial axes of ``(B, ..., *S, C)``, which begin at ``first``."""
         raise NotImplementedError
 
     @property
@@ -66,10 +67,11 @@ class _TemporalPool(CoModule):
         if slots == 1:
             return self._counter.fresh()
         fill = -jnp.inf if self.maximum else 0
-        return {"ring": ring(self.output_spec(x), slots, fill), **self._counter.fresh()}
+        return {"ring": ring(spec_last(self.output_spec(x)), slots, fill), **self._counter.fresh()}
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
-        frame = self._pool_space(signal.clean(-jnp.inf if self.maximum else 0), first=2)
+        x = channels_last(signal.clean(-jnp.inf if self.maximum else 0))
+        frame = self._pool_space(x, first=1)
         after = self._counter.advance(state, signal.valid)
         slots = self.timing.receptive_field
         count = self._counter.of(state)
@@ -88,12 +90,12 @@ class _TemporalPool(CoModule):
                 taps = (count - time.dilation * jnp.arange(time.kernel_size)[::-1]) % slots
                 frames = jnp.take(frames, taps, axis=1)
         oldest = 0 if self._time.dilation > 1 else (count + 1) % slots
-        pooled = self._pool_time(frames, oldest, count, signal.past)
+        pooled = channels_second(self._pool_time(frames, oldest, count, signal.past))
         emits = self._counter.emits(state, self.timing)
         return signal.leaves(pooled, emits, self.timing), after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
-        frames = jnp.moveaxis(self._pool_space(chunk.clean(), first=3), 2, 1)
+        frames = self._pool_space(channels_last(chunk.clean()), first=2)
         timing, count = self.timing, self._counter.of(state)
         after = self._counter.advance_by(state, chunk.valid_steps)
         slots = timing.receptive_field
@@ -107,8 +109,8 @@ class _TemporalPool(CoModule):
             frames = frames[:, 1:]  # the oldest left the window with the first step
         frames = emitted.covered(frames, slots, timing.stride)
         counts = count + emitted.frames(timing.stride) - chunk.blank
-        y = self._pool_all(frames, counts)
-        return chunk.leaves(jnp.moveaxis(y, 1, 2), emitted, timing), after
+        y = channels_second(self._pool_all(frames, counts))
+        return chunk.leaves(y, emitted, timing), after
 
     def _pool_all(self, frames: Array, counts: Array) -> Array:
         """Pools every window of ``(B, T, ...)``, given the frames counted before each answer."""
@@ -174,9 +176,10 @@ class _Pool(_TemporalPool):
     def clip(self, x: Array, train: bool = False) -> Array:
         if self.timing.n_out(x.shape[2]) < 1:
             raise InputError(self._too_short(x.shape[2]))
-        return self._clip_time(self._pool_space(x, first=3))
+        return channels_second(self._clip_time(self._pool_space(channels_last(x), first=2)))
 
     def _clip_time(self, x: Array) -> Array:
+        """Pools the time of ``(B, T, *S, C)``."""
         raise NotImplementedError
 
 
@@ -204,7 +207,7 @@ class _MaxPool(_Pool):
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T', *S')``; step ``(B, C, *S)`` to ``(B, C, *S')``; state
-      ``ring`` ``(B, receptive_field, C, *S')`` and ``count`` ``()``.
+      ``ring`` ``(B, receptive_field, *S', C)`` and ``count`` ``()``.
 
     Raises:
       ValueError: at construction, for arguments that do not go together.
@@ -229,7 +232,7 @@ class _MaxPool(_Pool):
         return max_axes(x, self._axes[1:], first)
 
     def _clip_time(self, x: Array) -> Array:
-        return max_axes(x, self._axes[:1], first=2)
+        return max_axes(x, self._axes[:1], first=1)
 
 
 class _AvgPool(_Pool):
@@ -259,7 +262,7 @@ class _AvgPool(_Pool):
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T', *S')``; step ``(B, C, *S)`` to ``(B, C, *S')``; state
-      ``ring`` ``(B, receptive_field, C, *S')`` and ``count`` ``()``.
+      ``ring`` ``(B, receptive_field, *S', C)`` and ``count`` ``()``.
 
     Raises:
       ValueError: at construction, for arguments that do not go together.
@@ -295,7 +298,8 @@ class _AvgPool(_Pool):
         axes = self._axes[1:]
         if not axes:
             return x
-        divisor: Array | int = mean_divisor(x.shape[first:], axes, self.count_include_pad)
+        sizes = x.shape[first:-1]
+        divisor: Array | int = mean_divisor(sizes, axes, self.count_include_pad)[..., None]
         if self.divisor_override is not None:
             divisor = self.divisor_override
         return (sum_axes(x, axes, first) / divisor).astype(x.dtype)
@@ -305,9 +309,9 @@ class _AvgPool(_Pool):
         if self._overridden is not None:
             divisor = self._overridden
         else:
-            counts = mean_divisor(x.shape[2:3], self._axes[:1], self.count_include_pad)
-            divisor = counts.reshape(-1, *(1,) * self.space)
-        return (sum_axes(x, self._axes[:1], first=2) / divisor).astype(x.dtype)
+            counts = mean_divisor(x.shape[1:2], self._axes[:1], self.count_include_pad)
+            divisor = counts.reshape(-1, *(1,) * (self.space + 1))
+        return (sum_axes(x, self._axes[:1], first=1) / divisor).astype(x.dtype)
 
     @property
     def _overridden(self) -> int | None:
@@ -396,7 +400,7 @@ class _AdaptivePool(_TemporalPool):
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, 1, *output_size[1:])``; step ``(B, C, *S)`` to ``(B, C,
-      *output_size[1:])``; state ``ring`` ``(B, receptive_field, C, *output_size[1:])`` and
+      *output_size[1:])``; state ``ring`` ``(B, receptive_field, *output_size[1:], C)`` and
       ``count`` ``()``.
 
     Raises:
@@ -440,7 +444,7 @@ class _AdaptivePool(_TemporalPool):
         return Spec((*x.shape[:2], *(n if w is None else w for w, n in wanted)), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        return adaptive(x, self._sizes, 2, self.maximum)
+        return channels_second(adaptive(channels_last(x), self._sizes, 1, self.maximum))
 
     def _pool_space(self, x: Array, first: int) -> Array:
         return adaptive(x, self._sizes[1:], first, self.maximum)

@@ -1,5 +1,6 @@
 """Graph convolutions: every joint takes in those that it is connected with."""
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from cojax.frames import Spec
 from cojax.interop.names import Leaf, name_variables
 from cojax.layers.conv import Conv2d
 from cojax.layers.norm import BatchNorm2d
+from cojax.layout import channels_last, channels_second
 from cojax.models.joints import JointUnit, Run, side_by_side
 from cojax.module import CoModule
 
@@ -73,15 +75,16 @@ class GraphConvolution(JointUnit):
 
     def compute(self, x: Array, run: Run, train: bool) -> Array:
         connected = tuple(map(side_by_side, self.connected(self.by_person(x), run)))
-        y = run("bn", sum(run("g_conv", connected)))
+        convolved = map(channels_last, run("g_conv", connected))
+        y = run("bn", channels_second(functools.reduce(jnp.add, convolved)))
         residual = run("gcn_residual", x) if "gcn_residual" in self.layers else x
-        return jax.nn.relu(y + residual)
+        return channels_second(jax.nn.relu(channels_last(y) + channels_last(residual)))
 
     def connected(self, x: Array, run: Run) -> Iterator[Array]:
-        """What each joint takes in, by partition: ``(B, C, T, persons, joints)`` as ``x``."""
+        """What each joint takes in, by partition: ``(B, T, persons, joints, C)`` as ``x``."""
         adjacency = self.adjacency * self.graph_attention
         for partition in adjacency.astype(x.dtype):
-            yield x @ partition
+            yield partition.T @ x
 
 
 class AdaptiveGraphConvolution(GraphConvolution):
@@ -112,9 +115,9 @@ class AdaptiveGraphConvolution(GraphConvolution):
         embedded = zip(run("a_conv", copies), run("b_conv", copies), strict=True)
         for partition, embeddings in zip(adjacency.astype(x.dtype), embedded, strict=True):
             a, b = map(self.by_person, embeddings)
-            likeness = jnp.einsum("bctpv,bctpw->btpvw", a, b) / a.shape[1]
+            likeness = jnp.einsum("...vc,...wc->...vw", a, b) / a.shape[-1]
             weights = jax.nn.softmax(likeness, axis=-2) + partition
-            yield jnp.einsum("bctpv,btpvw->bctpw", x, weights)
+            yield jnp.einsum("...vw,...vc->...wc", weights, x)
 
 
 class RowSumGraphConvolution(AdaptiveGraphConvolution):
@@ -137,7 +140,7 @@ class RowSumGraphConvolution(AdaptiveGraphConvolution):
             self.declare()
         weights = 1 + jnp.sum(self.adjacency + self.graph_attention, axis=-1)
         for partition in weights.astype(x.dtype):
-            yield x * partition
+            yield x * partition[:, None]
 
 
 def _pointwise(in_channels: int, out_channels: int, kernel_init: Any) -> Conv2d:

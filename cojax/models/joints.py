@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax import Array
 
@@ -12,6 +11,7 @@ from cojax.chunks import Chunk
 from cojax.container import key
 from cojax.errors import InputError, located
 from cojax.frames import Signal, Spec, State, map_streams
+from cojax.layout import as_clip, as_step, channels_last, channels_second
 from cojax.models.graph import Graph
 from cojax.module import CoModule, require_step
 
@@ -81,23 +81,24 @@ class JointUnit(CoModule):
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         def run(name: str, x: Any) -> Any:
-            signals = map_streams(lambda clip: signal.becomes(jnp.squeeze(clip, 2)), x)
+            signals = map_streams(lambda clip: signal.becomes(as_step(clip)), x)
             with located(key(name)):
                 stepped, _ = self.layers[name].step({}, signals, train=train)
-            return map_streams(lambda each: jnp.expand_dims(each.value, 2), stepped)
+            return map_streams(lambda each: as_clip(each.value), stepped)
 
-        y = self.compute(jnp.expand_dims(signal.clean(), 2), run, train)
-        return signal.becomes(jnp.squeeze(y, 2)), state
+        y = self.compute(as_clip(signal.clean()), run, train)
+        return signal.becomes(as_step(y)), state
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         return chunk.becomes(self.clip(chunk.clean())), state
 
     @nn.nowrap
     def by_person(self, x: Array) -> Array:
-        """``(..., persons * joints)`` as ``(..., persons, joints)``."""
-        return x.reshape(*x.shape[:-1], -1, self.graph.joints)
+        """``(B, C, T, persons * joints)`` as ``(B, T, persons, joints, C)``."""
+        x = channels_last(x)
+        return x.reshape(*x.shape[:2], -1, self.graph.joints, x.shape[-1])
 
 
 def side_by_side(x: Array) -> Array:
-    """``(..., persons, joints)`` as ``(..., persons * joints)``."""
-    return x.reshape(*x.shape[:-2], -1)
+    """``(B, T, persons, joints, C)`` as ``(B, C, T, persons * joints)``."""
+    return channels_second(x.reshape(*x.shape[:2], -1, x.shape[-1]))

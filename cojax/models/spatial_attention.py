@@ -12,6 +12,7 @@ from cojax.frames import Spec
 from cojax.interop.names import Leaf, name_variables
 from cojax.layers.conv import Conv2d
 from cojax.layers.norm import BatchNorm1d, BatchNorm2d
+from cojax.layout import channels_last, channels_second
 from cojax.models.joints import JointUnit, Run, side_by_side
 from cojax.module import CoModule
 
@@ -62,18 +63,19 @@ class SpatialAttention(JointUnit):
 
     def compute(self, x: Array, run: Run, train: bool) -> Array:
         quarter = self.out_channels // 4
-        q, k, v = map(self._by_head, jnp.split(run("qkv_conv", x), (quarter, 2 * quarter), axis=1))
-        logits = jnp.einsum("bhctpq,bhctpk->bhtpqk", q / math.sqrt(q.shape[2]), k)
+        qkv = self.by_person(run("qkv_conv", x))
+        q, k, v = map(self._by_head, jnp.split(qkv, (quarter, 2 * quarter), axis=-1))
+        logits = jnp.einsum("...qhc,...khc->...hqk", q / math.sqrt(q.shape[-1]), k)
         weights = jax.nn.softmax(logits, axis=-1)
         if train and self.drop_connect:
             weights = self._hide_joints(weights)
-        y = side_by_side(jnp.einsum("bhtpqk,bhctpk->bhctpq", weights, v))
-        return run("attn_out", y.reshape(x.shape[0], self.out_channels, *x.shape[2:]))
+        y = jnp.einsum("...hqk,...khc->...qhc", weights, v)
+        return run("attn_out", side_by_side(y.reshape(*y.shape[:-2], -1)))
 
     @nn.nowrap
     def _by_head(self, x: Array) -> Array:
-        """``(B, C, T, persons * joints)`` as ``(B, heads, C / heads, T, persons, joints)``."""
-        return self.by_person(x.reshape(x.shape[0], self.num_heads, -1, *x.shape[2:]))
+        """``(..., C)`` as ``(..., heads, C / heads)``."""
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
     def _hide_joints(self, weights: Array) -> Array:
         """The weights of the joints that stay, which add up to one again."""
@@ -123,19 +125,20 @@ class AttentionUnit(JointUnit):
         self.adjacency = self.param("A", lambda _: jnp.asarray(self.graph.adjacency()))
 
     def compute(self, x: Array, run: Run, train: bool) -> Array:
-        y = run("attention_conv", self._joint_norm(x, run))
+        y = channels_last(run("attention_conv", self._joint_norm(x, run)))
         if self.in_channels == self.out_channels:
-            y = y + x
-        return jax.nn.relu(run("bn", y))
+            y = y + channels_last(x)
+        y = run("bn", channels_second(y))
+        return channels_second(jax.nn.relu(channels_last(y)))
 
     def _joint_norm(self, x: Array, run: Run) -> Array:
         """Joints become channels, and persons rows of the batch."""
         batch, channels, steps, _ = x.shape
         joints = self.graph.joints
-        y = jnp.transpose(self.by_person(x), (0, 3, 1, 4, 2))
+        y = jnp.transpose(self.by_person(x), (0, 2, 4, 3, 1))
         y = run("data_bn", y.reshape(-1, channels * joints, steps))
         y = y.reshape(batch, -1, channels, joints, steps)
-        return jnp.transpose(y, (0, 2, 4, 1, 3)).reshape(x.shape)
+        return side_by_side(jnp.transpose(y, (0, 4, 1, 3, 2)))
 
 
 name_variables(AttentionUnit, Leaf("params", "A", "A"))
