@@ -23,6 +23,7 @@ from cojax.combinators.transformer import (
     TransformerEncoderLayerFactory,
 )
 from cojax.errors import InputError
+from cojax.folding import fold_batch_norm
 from cojax.frames import Frame
 from cojax.interop.convert import ConversionError, continual, register
 from cojax.interop.torch import CheckpointError, load_torch, save_torch, to_torch
@@ -210,6 +211,7 @@ __all__ = [
     "call_mode",
     "continual",
     "flops",
+    "fold_batch_norm",
     "forward_stepping",
     "load_torch",
     "models",

@@ -13,6 +13,7 @@ from jax import Array
 from cojax.analysis.macs import Macs, register_macs
 from cojax.combinators.parallel import Parallel
 from cojax.combinators.sequential import Sequential
+from cojax.folding import Variables, fold, within
 from cojax.frames import Spec
 from cojax.interop.names import Leaf, name_variables
 from cojax.layers.conv import Conv2d
@@ -153,6 +154,11 @@ name_variables(
     Leaf("params", "graph_attn", "graph_attn"),
     Leaf("constants", "A", "A"),
 )
+
+
+@fold.register
+def _(module: GraphConvolution, variables: Variables) -> tuple[CoModule, Variables]:
+    return within(module, variables, [("g_conv", "bn")])
 
 
 @register_macs(GraphConvolution)

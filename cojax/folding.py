@@ -1,0 +1,144 @@
+"""Batch norms folded into the convolutions before them, for inference."""
+
+import functools
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from flax.core import FrozenDict, unfreeze
+from jax import Array, lax
+
+from cojax.combinators.parallel import Parallel
+from cojax.combinators.sequential import Sequential
+from cojax.container import key
+from cojax.layers.closure import Identity
+from cojax.layers.conv import _Conv
+from cojax.layers.linear import Linear
+from cojax.layers.norm import _BatchNorm
+from cojax.module import CoModule
+
+Variables = dict[str, Any]
+
+
+def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModule, Variables]:
+    """A network for inference, without the batch norms that stand right behind convolutions.
+
+    Such a norm scales and shifts what its convolution gives; the folded convolution has scaled
+    kernels and a bias instead. The outputs are the same, up to rounding, and so are timings and
+    the states, so a stream of the one network goes on with the other. The statistics are those of
+    ``variables``: a folded network is not to be trained.
+
+    Norms behind a :class:`Conv1d` and its like, a :class:`Linear` of the channels and the graph
+    convolutions of :mod:`cojax.models` are folded; others stay.
+
+    Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", CVPR 2018, https://arxiv.org/abs/1712.05877, section 3.2;
+    ``torch.nn.utils.fuse_conv_bn_eval``.
+
+    Example::
+
+        net = co.Sequential(co.Conv1d(6, 4, kernel_size=3), co.BatchNorm1d(4), co.ReLU())
+        variables = net.init(jax.random.key(0), method="declare")
+        folded, constants = co.fold_batch_norm(net, variables)
+        assert "batch_stats" not in constants
+
+        x = jnp.ones((1, 6, 10))
+        assert jnp.allclose(folded.apply(constants, x), net.apply(variables, x), atol=1e-6)
+
+    Args:
+      net: the network.
+      variables: its variables.
+
+    Returns:
+      The network without these norms (an :class:`Identity` each, so that names stay), and its
+      variables.
+    """
+    return fold(net, unfreeze(dict(variables)))
+
+
+@functools.singledispatch
+def fold(module: CoModule, variables: Variables) -> tuple[CoModule, Variables]:
+    """The module and its variables, folded; registered for those that are folded otherwise."""
+    return within(module, variables, adjacent(module))
+
+
+def adjacent(module: CoModule) -> list[tuple[str, str]]:
+    """The names of the modules within of which the second is fed by the first, and nothing else."""
+    return list(itertools.pairwise(module.order)) if isinstance(module, Sequential) else []
+
+
+def within(
+    module: CoModule, variables: Variables, pairs: list[tuple[str, str]]
+) -> tuple[CoModule, Variables]:
+    """A module that holds others in ``layers``, with those folded, and the pairs among them."""
+    children = module.children()
+    if not children or not isinstance(getattr(module, "layers", None), Mapping):
+        return module, variables
+    folded = {name: fold(child, _of(variables, name)) for name, child in children.items()}
+    for before, norm in pairs:
+        affine = scale_and_shift(*folded[norm])
+        if affine is not None and foldable(folded[before][0]):
+            folded[before] = scaled(*folded[before], *affine)
+            folded[norm] = (Identity(), {})
+    return _rebuilt(module, variables, folded)
+
+
+def foldable(module: CoModule) -> bool:
+    """Whether a norm of its channels can be folded into a module, or into those that are summed."""
+    if isinstance(module, Parallel):
+        return all(map(foldable, module.children().values()))
+    return isinstance(module, _Conv) or (isinstance(module, Linear) and module.channel_dim == 1)
+
+
+def scale_and_shift(norm: CoModule, variables: Variables) -> tuple[Array, Array] | None:
+    """What a norm multiplies each channel by and adds to it; None if that is not a constant."""
+    if not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
+        return None
+    learnt, running = variables.get("params", {}), variables["batch_stats"]
+    scale = lax.rsqrt(running["var"] + norm.eps)
+    if "scale" in learnt:
+        scale = scale * learnt["scale"]
+    shift = -running["mean"] * scale
+    return scale, shift + learnt["bias"] if "bias" in learnt else shift
+
+
+def scaled(
+    module: Any, variables: Variables, scale: Array, shift: Array
+) -> tuple[CoModule, Variables]:
+    """A foldable module whose output, or whose sum of outputs, is scaled and shifted."""
+    if isinstance(module, Parallel):
+        shifts = itertools.chain([shift], itertools.repeat(jnp.zeros_like(shift)))
+        each = {
+            name: scaled(child, _of(variables, name), scale, shift)
+            for (name, child), shift in zip(module.children().items(), shifts, strict=False)
+        }
+        return _rebuilt(module, variables, each)
+    params = variables["params"]
+    kernel = params["kernel"] * scale
+    bias = shift + params["bias"] * scale if module.bias else shift
+    dtype = params["kernel"].dtype
+    params = {"kernel": kernel.astype(dtype), "bias": jnp.asarray(bias, dtype)}
+    return module.clone(bias=True), {"params": params}
+
+
+def _rebuilt(
+    module: Any, variables: Variables, folded: Mapping[str, tuple[CoModule, Variables]]
+) -> tuple[CoModule, Variables]:
+    """The module and its variables, with other modules within, and theirs."""
+    found: Variables = {}
+    for collection, tree in variables.items():
+        own = {name: leaf for name, leaf in tree.items() if name not in map(key, folded)}
+        theirs = {key(name): each.get(collection) for name, (_, each) in folded.items()}
+        kept = own | {name: leaves for name, leaves in theirs.items() if leaves}
+        if kept:
+            found[collection] = kept
+    layers = {**module.layers, **{name: child for name, (child, _) in folded.items()}}
+    return module.clone(layers=FrozenDict(layers)), found
+
+
+def _of(variables: Variables, name: str) -> Variables:
+    """The variables of a module within."""
+    return {
+        collection: tree[key(name)] for collection, tree in variables.items() if key(name) in tree
+    }
