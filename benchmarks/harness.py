@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.networks import NETWORKS
 from benchmarks.pairs import Spread, conditions, ratios, side_by_side
 
 # The largest difference between outputs, in proportion to the largest output, that passes as
@@ -151,6 +152,12 @@ def waiting(way: Callable[[], Any], job: Job) -> Callable[[], Any]:
     return run
 
 
+def compiled(jitted: Any, *arguments: Any) -> tuple[Callable[..., Any], float]:
+    """A jitted function compiled for arguments like these, and the seconds that took."""
+    start = time.perf_counter()
+    return jitted.lower(*arguments).compile(), time.perf_counter() - start
+
+
 def deviation(ours: Any, theirs: Any, job: Job, what: str) -> float:
     """The largest difference of outputs, in proportion to the largest of them.
 
@@ -232,11 +239,11 @@ def _best(way: Callable[[], Any], times: int = 7) -> float:
 # The command line, and a process for each measurement.
 
 
-def parser(description: str, names: Sequence[str], batches: Sequence[int]) -> Any:
-    """The arguments that all benchmarks take."""
+def parser(description: str, names: Sequence[str], batches: Sequence[int] | None = None) -> Any:
+    """The arguments that all benchmarks take; without batches, each network has its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--batch", type=int, nargs="+", default=list(batches))
+    parser.add_argument("--batch", type=int, nargs="+", default=batches and list(batches))
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
     parser.add_argument("--rounds", type=int, default=20)
@@ -260,7 +267,7 @@ def run(
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(names):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    if options.rounds < 2 or min(options.batch) < 1:
+    if options.rounds < 2 or min(options.batch or [1]) < 1:
         parser.error("--rounds must be at least 2, for a spread, and --batch positive")
     os.environ["JAX_PLATFORMS"] = "cpu" if options.device == "cpu" else "cuda,cpu"
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Torch needs memory too.
@@ -275,7 +282,7 @@ def run(
             options.fold,
         )
         for name in options.names or names
-        for batch in options.batch
+        for batch in options.batch or (NETWORKS[name].lesson[0],)
     ]
     try:
         where = in_a_process(circumstances, jobs[0])

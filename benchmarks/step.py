@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 import cojax as co
+from benchmarks.forward import Clips
 from benchmarks.harness import (
     Disagreement,
     Job,
     aligned,
     compared,
+    compiled,
     deviation,
     machine_rates,
     noted,
@@ -38,10 +40,10 @@ from benchmarks.harness import (
     set_up,
     short,
     spread,
-    waiting,
 )
 from benchmarks.networks import NETWORKS, Network
-from benchmarks.peers import overwriting, to_continual, to_torch_nn
+from benchmarks.pairs import Spread, ratios
+from benchmarks.peers import overwriting, to_continual
 
 # So many outputs are compared, and so many steps are given again and again while it is timed.
 _COMPARED, _FRAMES = 4, 8
@@ -62,8 +64,7 @@ class Stepping:
         self.variables, self.state = variables, net.init_state(x)
         start = time.perf_counter()
         jitted = jax.jit(step, donate_argnums=1)
-        self.compiled = jitted.lower(variables, self.state, x).compile()
-        self.compile_seconds = time.perf_counter() - start
+        self.compiled, self.compile_seconds = compiled(jitted, variables, self.state, x)
         self(x).value.block_until_ready()
         self.first_seconds = time.perf_counter() - start
         self.state = net.init_state(x)
@@ -178,36 +179,18 @@ def _windows(
     network: Network, variables: Any, run_step: Callable[[int], None], stride: int, job: Job
 ) -> tuple[dict[str, Any], float]:
     """Times of a prediction from a window of the stream, recomputed where a step would answer."""
-    net = network.regular()
-    module = on_device(overwriting(to_torch_nn(net, variables)), job)
-    net, variables = prepared(net, variables, job)
-    forward = jax.jit(net.apply)
-    clip = network.clip(job.batch)
-    array, tensor = on_jax(clip, job), on_torch(clip, job)
-    ours, theirs = forward(variables, array), module(tensor).float().cpu().numpy()
-    apart = deviation(ours, theirs, job, "the outputs for a window")
-
-    def run_ours(steps: int) -> None:
-        for _ in range(steps // stride):
-            y = forward(variables, array)
-        y.block_until_ready()
-
-    def run_theirs(steps: int) -> None:
-        def all_of_them() -> None:
-            for _ in range(steps // stride):
-                module(tensor)
-
-        waiting(all_of_them, job)()
-
-    ways = {"cojax step": run_step, "cojax": run_ours, "torch": run_theirs}
+    clips = Clips(network, variables, job)
+    ways = {"cojax step": run_step, **clips.ways(stride)}
     few = dataclasses.replace(job, rounds=max(3, job.rounds // 4))
     times = per_turn(ways, few, stride)
-    step = times["cojax step"]
-    return {
-        name: compared({name: times[name], "cojax step": step}, name)["cojax step"]["times"]
-        | {"ms": compared(times, name)[name]["ms"]}
+    found = {
+        name: {
+            "ms": Spread.of([t * 1e3 for t in times[name]])._asdict(),
+            "times": ratios(times, name, "cojax step")._asdict(),
+        }
         for name in ("cojax", "torch")
-    }, apart
+    }
+    return found, clips.deviation
 
 
 def bytes_of(tree: Any) -> int:
@@ -249,7 +232,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 spread(row["steps"]["cojax"]["times"]),
                 short(row["steps"]["cojax Stream"]["times"]["median"]),
                 *(
-                    short(row["window"][name]["median"]) if row["window"] else ""
+                    short(row["window"][name]["times"]["median"]) if row["window"] else ""
                     for name in ("cojax", "torch")
                 ),
             )
@@ -279,8 +262,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     explained = (
         "Stream: how many times as long continual takes. window: how many times as long as a step\n"
-        "of cojax it takes to recompute the clip that the regular network is run on. memory rate: of what\n"
-        "main memory gives; small networks stay in caches."
+        "of cojax it takes to recompute the clip that the regular network is run on.\n"
+        "memory rate: of what main memory gives; small networks stay in caches."
     )
     return "\n\n".join(part for part in (times, explained, costs, noted(rows)) if part)
 

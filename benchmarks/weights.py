@@ -8,12 +8,9 @@ import cojax as co
 from cojax.interop.names import entries
 
 
-def state_dict_of(net: co.CoModule, graph_attention_mean: float = 1.0) -> dict[str, np.ndarray]:
+def state_dict_of(net: co.CoModule) -> dict[str, np.ndarray]:
     """The weights of a network, and statistics of its norms that are none of a fresh one."""
-    return {
-        entry.name: weight_rule(entry.name, entry.torch_shape, graph_attention_mean)
-        for entry in entries(net)
-    }
+    return {entry.name: weight_rule(entry.name, entry.torch_shape) for entry in entries(net)}
 
 
 def weight_rule(name: str, shape: tuple[int, ...], graph_attention_mean: float = 1.0) -> np.ndarray:
