@@ -32,12 +32,16 @@ class Spread(NamedTuple):
 
 
 def side_by_side(
-    ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2
+    ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2, pause: float = 0.0
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each round; every round runs each way once, in turn."""
+    """Seconds of each way in each round; every round runs each way once, in turn.
+
+    In front of each is a pause of so many seconds.
+    """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warm_up + rounds):
         for name, way in ways.items():
+            time.sleep(pause)
             start = time.perf_counter()
             way()
             if number >= warm_up:

@@ -1,117 +1,277 @@
-"""A step of the demo network in cojax and in ``continual``, side by side.
+"""Steps of a stream in cojax and in ``continual``, side by side.
 
-    python -m benchmarks.step [--rounds 40] [--steps 200] [--json FILE]
+    python -m benchmarks.step [--batch 1 8] [--device cpu|gpu] [--json FILE] [NAME ...]
 
-Both run the same weights on the same recording with the same threads; their outputs are compared
-first. The times are of whole Python loops over a stream, a sample at a time, until the last output
-is there.
+Each network and batch size has a fresh process. In it the same weights are given the same steps
+with the same threads; the outputs are compared first. What is timed is the steady state, in Python
+loops over the steps until the last output is there, way after way in interleaved rounds: what is
+said is the median of the rounds' ratios, and their quartiles.
 """
 
-import argparse
-import json
-from collections.abc import Callable
-from pathlib import Path
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import continual
 import jax
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 import cojax as co
-from benchmarks.pairs import Spread, conditions, ratios, side_by_side
-from benchmarks.peers import to_continual
-from cojax.demo.network import activity_network, trained_variables
-from cojax.demo.recordings import load
+from benchmarks.forward import Clips
+from benchmarks.harness import (
+    Disagreement,
+    Job,
+    aligned,
+    compared,
+    compiled,
+    deviation,
+    machine_rates,
+    noted,
+    on_device,
+    on_jax,
+    on_torch,
+    parser,
+    per_turn,
+    prepared,
+    run,
+    set_up,
+    short,
+    spread,
+)
+from benchmarks.networks import NETWORKS, Network
+from benchmarks.pairs import Spread, ratios
+from benchmarks.peers import overwriting, to_continual
+
+# So many outputs are compared, and so many steps are given again and again while it is timed.
+_COMPARED, _FRAMES = 4, 8
 
 
-def ways(steps: int) -> dict[str, Callable[[], Any]]:
-    """Each way to take that many steps of the demo network's stream."""
-    net = activity_network()
-    variables = trained_variables(net)
-    peer = to_continual(net, variables)
-    clip = np.tile(load("test").x[:1], (1, 1, -(-steps // 100)))[:, :, :steps]
-    samples = [np.ascontiguousarray(clip[:, :, t]) for t in range(steps)]
-    tensors = [torch.from_numpy(sample) for sample in samples]
-    windows = [clip[:, :, max(0, t - net.receptive_field) : t] for t in range(1, steps + 1)]
-    windows = [window for window in windows if window.shape[2] == net.receptive_field]
-    _compare(net, variables, peer, clip)
+class Stepping:
+    """A stream in cojax by its compiled step, which is given the variables and the state.
 
-    step = jax.jit(
-        lambda state, x_t: net.apply(variables, state, x_t, method="forward_step"),
-        donate_argnums=0,
-    )
-    stream = co.Stream(net, variables, (1, 6))
-    forward = jax.jit(lambda window: net.apply(variables, window))
-    state = net.init_state((1, 6))
+    Attributes:
+      compile_seconds: what lowering and compiling took.
+      first_seconds: what it took until the first step's output was there, compilation included.
+    """
 
-    def run_step() -> None:
-        nonlocal state
-        for sample in samples:
-            frame, state = step(state, sample)
+    def __init__(self, net: co.CoModule, variables: Any, x: Any):
+        def step(variables: Any, state: Any, x_t: Any) -> Any:
+            return net.apply(variables, state, x_t, method="forward_step")
+
+        self.variables, self.state = variables, net.init_state(x)
+        start = time.perf_counter()
+        jitted = jax.jit(step, donate_argnums=1)
+        self.compiled, self.compile_seconds = compiled(jitted, variables, self.state, x)
+        self(x).value.block_until_ready()
+        self.first_seconds = time.perf_counter() - start
+        self.state = net.init_state(x)
+
+    def __call__(self, x: Any) -> Any:
+        frame, self.state = self.compiled(self.variables, self.state, x)
+        return frame
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """All figures of a network at a batch size."""
+    set_up(job)
+    network = NETWORKS[job.network]
+    net = network.build()
+    given = network.variables(net, job.dtype)
+    notes: list[str] = [*network.notes]
+    peer = on_device(overwriting(to_continual(net, given, notes=notes)), job)
+    net, variables = prepared(net, given, job)
+    rates = machine_rates(job)
+    with torch.inference_mode():
+        stepping = Stepping(net, variables, on_jax(network.frame(job.batch, 0), job))
+        first, differs = _compared(network, net, stepping, peer, job)
+        ways = _steps(network, net, stepping, peer, job)
+        times = per_turn(ways, job, net.timing.stride)
+        windows = None
+        if network.length is not None:
+            windows, apart = _windows(network, given, ways["cojax"], net.timing.stride, job)
+            differs["window"] = apart
+    seconds = float(np.median(times["cojax"]))
+    weights, state = bytes_of(variables), bytes_of(stepping.state)
+    macs = float(co.flops(net, (job.batch, *network.step)).total)
+    return {
+        "step": network.step,
+        "delay": net.delay,
+        "stride": net.timing.stride,
+        "notes": notes,
+        "deviation": differs,
+        "steps": compared(times, "continual"),
+        "window": None if windows is None else {"length": network.length} | windows,
+        "macs": macs,
+        "machine": rates,
+        "matrix_fraction": 2 * macs / seconds / rates["flops"],
+        "memory_fraction": (weights + state) / seconds / rates["bytes"],
+        "weight_bytes": weights,
+        "state_bytes": {"cojax": state / job.batch, "continual": state_bytes(peer) / job.batch},
+        "compile_seconds": stepping.compile_seconds,
+        "first_step_seconds": {"cojax": stepping.first_seconds, "continual": first},
+    }
+
+
+def _compared(
+    network: Network, net: co.CoModule, stepping: Stepping, peer: Any, job: Job
+) -> tuple[float, dict[str, float]]:
+    """Seconds of the first step of ``continual``, and how far the outputs are apart.
+
+    Both streams are in their steady state then.
+    """
+    ours, theirs, first = [], [], 0.0
+    for t in range(net.delay + (_COMPARED - 1) * net.timing.stride + 1):
+        x = network.frame(job.batch, t)
+        frame = stepping(on_jax(x, job))
+        tensor = on_torch(x, job)
+        start = time.perf_counter()
+        y = peer.forward_step(tensor)
+        if job.device == "gpu":
+            torch.cuda.synchronize()
+        first = first or time.perf_counter() - start
+        if bool(frame.valid) != (y is not None):
+            raise Disagreement(f"one library answers step {t}, and the other does not")
+        if y is not None:
+            ours.append(np.asarray(frame.value, np.float32))
+            theirs.append(y.float().cpu().numpy())
+    if len(ours) != _COMPARED:
+        raise Disagreement(f"expected {_COMPARED} outputs, got {len(ours)}")
+    return first, {"step": deviation(np.stack(ours), np.stack(theirs), job, "the outputs")}
+
+
+def _steps(
+    network: Network, net: co.CoModule, stepping: Stepping, peer: Any, job: Job
+) -> dict[str, Callable[[int], None]]:
+    """Each way to take so many steps."""
+    frames = [network.frame(job.batch, t) for t in range(_FRAMES)]
+    arrays = [on_jax(x, job) for x in frames]
+    tensors = [on_torch(x, job) for x in frames]
+    host = [np.asarray(x) for x in arrays]
+    stream = co.Stream(net, stepping.variables, arrays[0])
+    for t in range(net.delay + net.timing.stride):
+        stream(host[t % _FRAMES])
+
+    def run_continual(steps: int) -> None:
+        for t in range(steps):
+            peer.forward_step(tensors[t % _FRAMES])
+        if job.device == "gpu":
+            torch.cuda.synchronize()
+
+    def run_step(steps: int) -> None:
+        for t in range(steps):
+            frame = stepping(arrays[t % _FRAMES])
         frame.value.block_until_ready()
 
-    def run_stream() -> None:
-        for sample in samples:
-            y = stream(sample)
-        y.block_until_ready()
+    def run_stream(steps: int) -> None:
+        last = None  # Every ``stride`` steps there is an output.
+        for t in range(steps):
+            y = stream(host[t % _FRAMES])
+            last = last if y is None else y
+        jax.block_until_ready(last)
 
-    def run_window() -> None:
-        for window in windows:
-            y = forward(window)
-        y.block_until_ready()
-
-    def run_continual() -> None:
-        with torch.inference_mode():
-            for tensor in tensors:
-                peer.forward_step(tensor)
-
-    return {
-        "continual, forward_step": run_continual,
-        "cojax, jitted step": run_step,
-        "cojax, Stream": run_stream,
-        "cojax, window recomputed": run_window,
-    }
+    return {"continual": run_continual, "cojax": run_step, "cojax Stream": run_stream}
 
 
-def _compare(net: co.CoModule, variables: Any, peer: Any, clip: np.ndarray) -> None:
-    with torch.inference_mode():
-        expected = peer.forward_steps(torch.from_numpy(clip)).numpy()
-        peer.clean_state()
-    np.testing.assert_allclose(net.apply(variables, clip), expected, rtol=1e-4, atol=1e-5)
-
-
-def measure(rounds: int, steps: int) -> dict[str, Any]:
-    """The table, as JSON."""
-    times = side_by_side(ways(steps), rounds)
-    window_steps = steps - activity_network().receptive_field + 1
-    counts = dict.fromkeys(times, steps) | {"cojax, window recomputed": window_steps}
-    per_step = {name: [t / counts[name] for t in seconds] for name, seconds in times.items()}
-    rows = {
+def _windows(
+    network: Network, variables: Any, run_step: Callable[[int], None], stride: int, job: Job
+) -> tuple[dict[str, Any], float]:
+    """Times of a prediction from a window of the stream, recomputed where a step would answer."""
+    clips = Clips(network, variables, job)
+    ways = {"cojax step": run_step, **clips.ways(stride)}
+    few = dataclasses.replace(job, rounds=max(3, job.rounds // 4))
+    times = per_turn(ways, few, stride)
+    found = {
         name: {
-            "us_per_step": Spread.of([t * 1e6 for t in seconds])._asdict(),
-            "continual_takes_times": ratios(per_step, "continual, forward_step", name)._asdict(),
+            "ms": Spread.of([t * 1e3 for t in times[name]])._asdict(),
+            "times": ratios(times, name, "cojax step")._asdict(),
         }
-        for name, seconds in per_step.items()
+        for name in ("cojax", "torch")
     }
-    return {"network": "demo", "batch": 1, "rounds": rounds, "steps": steps, "rows": rows}
+    return found, clips.deviation
 
 
-def main() -> None:
-    """Measures, prints a table and writes it as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--json", type=Path, help="where the figures go")
-    options = parser.parse_args()
-    threads = torch.get_num_threads()
-    result = conditions() | {"threads": threads} | measure(options.rounds, options.steps)
-    print(", ".join(f"{name} {value}" for name, value in conditions().items()))
-    print(f"\n{'demo network, batch 1':28}{'us per step':>26}{'continual takes x times':>30}")
-    for name, row in result["rows"].items():
-        took, ratio = (Spread(**row[key]) for key in ("us_per_step", "continual_takes_times"))
-        print(f"{name:28}{f'{took:.0f}':>26}{f'{ratio:.1f}':>30}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+def bytes_of(tree: Any) -> int:
+    """The bytes of all arrays in a tree."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def state_bytes(peer: nn.Module) -> int:
+    """The bytes that a module of ``continual`` keeps from one step to the next."""
+    kept: dict[int, Tensor] = {}
+    for module in peer.modules():
+        if isinstance(module, continual.RecyclingPositionalEncoding):
+            state: Any = module.state_index
+        else:
+            state = module.get_state() if hasattr(module, "get_state") else None
+        kept |= {id(tensor): tensor for tensor in _tensors(state)}
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    return [tensor for part in state or () for tensor in _tensors(part)]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What steps take, and what it comes to."""
+    times = aligned(
+        (
+            *("network", "batch", "continual, ms", "cojax, ms", "continual takes x times"),
+            *("Stream", "window, cojax", "torch"),
+        ),
+        [
+            (
+                row["network"],
+                str(row["batch"]),
+                short(row["steps"]["continual"]["ms"]["median"]),
+                short(row["steps"]["cojax"]["ms"]["median"]),
+                spread(row["steps"]["cojax"]["times"]),
+                short(row["steps"]["cojax Stream"]["times"]["median"]),
+                *(
+                    short(row["window"][name]["times"]["median"]) if row["window"] else ""
+                    for name in ("cojax", "torch")
+                ),
+            )
+            for row in rows
+        ],
+    )
+    costs = aligned(
+        (
+            *("network", "batch", "matrix rate", "memory rate", "state, kB", "continual's"),
+            *("compiled, s", "first step, s", "continual's", "deviation"),
+        ),
+        [
+            (
+                row["network"],
+                str(row["batch"]),
+                f"{row['matrix_fraction']:.1%}",
+                f"{row['memory_fraction']:.1%}",
+                short(row["state_bytes"]["cojax"] / 1e3),
+                short(row["state_bytes"]["continual"] / 1e3),
+                short(row["compile_seconds"]),
+                short(row["first_step_seconds"]["cojax"]),
+                short(row["first_step_seconds"]["continual"]),
+                f"{max(row['deviation'].values()):.0e}",
+            )
+            for row in rows
+        ],
+    )
+    explained = (
+        "Stream: how many times as long continual takes. window: how many times as long as a step\n"
+        "of cojax it takes to recompute the clip that the regular network is run on.\n"
+        "memory rate: of what main memory gives; small networks stay in caches."
+    )
+    return "\n\n".join(part for part in (times, explained, costs, noted(rows)) if part)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints the tables and writes the figures as JSON."""
+    options = parser(__doc__.split("\n")[0], tuple(NETWORKS), batches=(1, 8))
+    run(options, tuple(NETWORKS), measure, table, arguments)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,14 @@ network's variables into it, by name and strictly. A layer is taught to both by 
 registered for its type, in the modules imported here.
 """
 
-from benchmarks.peers import attention, combinators, layers, windows  # noqa: F401 - they register
+from benchmarks.peers import (  # noqa: F401 - they register
+    attention,
+    combinators,
+    joints,
+    layers,
+    windows,
+)
 from benchmarks.peers.building import NoPeer, to_continual, to_torch_nn
+from benchmarks.peers.combinators import overwriting
 
-__all__ = ["NoPeer", "to_continual", "to_torch_nn"]
+__all__ = ["NoPeer", "overwriting", "to_continual", "to_torch_nn"]

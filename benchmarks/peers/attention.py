@@ -5,6 +5,7 @@ from typing import Any
 import continual
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everywhere in torch
+from continual.transformer import RetroactiveUnity
 from torch import Tensor, nn
 
 import cojax as co
@@ -92,13 +93,19 @@ def _(net: Any, options: Options) -> nn.Module:
     )
 
 
-def _layer_arguments(net: co.TransformerEncoderLayer, options: Options) -> dict[str, Any]:
+def _own_biases(net: co.TransformerEncoderLayer) -> bool:
+    return net.layers["self_attn"].bias != net.layers["linear1"].bias
+
+
+def _layer_arguments(
+    net: co.TransformerEncoderLayer, options: Options, own_biases: bool = False
+) -> dict[str, Any]:
     attention, linear, norm = (net.layers[name] for name in ("self_attn", "linear1", "norm1"))
-    if attention.bias != linear.bias:
+    if _own_biases(net) and not own_biases:
         raise NoPeer("a TransformerEncoderLayer with attention_bias has no peer")
     activation = net.layers["activation"]
     if isinstance(activation, co.ReLU | co.GELU):
-        function: Any = F.relu if isinstance(activation, co.ReLU) else F.gelu
+        function: Any = F.relu if isinstance(activation, co.ReLU) else nn.GELU()
     elif isinstance(activation, co.Lambda):
         function = options.translated(activation.fn, net)
     else:
@@ -144,10 +151,53 @@ def _(net: co.TransformerEncoderLayer, options: Options) -> nn.Module:
     raise NoPeer("continual has no encoder layer of windows")
 
 
+class _Layer(nn.Module):
+    """An encoder layer, its norms behind, whose attention alone may have no biases."""
+
+    def __init__(self, attention: Any, arguments: dict[str, Any]):
+        super().__init__()
+        width, inner = arguments["d_model"], arguments["dim_feedforward"]
+        self.self_attn = nn.MultiheadAttention(**_attention_arguments(attention))
+        self.linear1, self.linear2 = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.norm1, self.norm2 = (nn.LayerNorm(width, arguments["layer_norm_eps"]) for _ in "12")
+        self.dropout = nn.Dropout(arguments["dropout"])
+        self.activation = arguments["activation"]
+
+    def forward(self, tokens: Tensor, asking: Tensor) -> Tensor:
+        """The answers to the tokens that ask."""
+        y = self.self_attn(asking, tokens, tokens, need_weights=False)[0]
+        y = self.norm1(asking + self.dropout(y))
+        inner = self.linear2(self.dropout(self.activation(self.linear1(y))))
+        return self.norm2(y + self.dropout(inner))
+
+
+class _Stack(nn.Module):
+    """Encoder layers over tokens ``(B, N, E)``, of which the newest alone is answered."""
+
+    def __init__(self, layers: list[_Layer]):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        *others, last = self.layers
+        for layer in others:
+            tokens = layer(tokens, tokens)
+        return last(tokens, tokens[:, -1:])
+
+
+class _PublishedEncoder(_OfTokens, _Stack):
+    pass
+
+
 @only(in_torch, co.TransformerEncoder)
 def _(net: co.TransformerEncoder, options: Options) -> nn.Module:
     first = net.layers["layers"].layers["0"]
     stack = net.layers["layers"].order
+    if _own_biases(first) and not first.norm_first and "norm" not in net.layers:
+        arguments = _layer_arguments(first, options, own_biases=True)
+        published = _PublishedEncoder([_Layer(first.layers["self_attn"], arguments) for _ in stack])
+        published.steps, published.answered = first.layers["self_attn"].sequence_len, -1
+        return published
     norm = nn.LayerNorm(net.layers["norm"].normalized_shape) if "norm" in net.layers else None
     layer = _torch_layer(nn.TransformerEncoderLayer, first, options)
     module = _Encoder(layer, len(stack), norm, enable_nested_tensor=False)
@@ -155,15 +205,56 @@ def _(net: co.TransformerEncoder, options: Options) -> nn.Module:
     return module
 
 
+_BIASES = "continual's encoder layers have biases in attention; those that have none replace them"
+_RING = "continual's RetroactiveUnity wraps a ring of delay + 1 slots at delay; the peer's does not"
+
+
+def _without_bias(attention: Any) -> Any:
+    """The same attention of ``continual``, without biases."""
+    names = ["embed_dim", "num_heads", "dropout", "batch_first", "sequence_len"]
+    names += ["forward_returns_attn_mask", "embed_dim_second"]
+    if isinstance(attention, continual.SingleOutputMultiheadAttention):
+        names += ["query_index", "single_output_forward"]
+    return type(attention)(**{name: getattr(attention, name) for name in names}, bias=False)
+
+
+class _Unity(RetroactiveUnity):
+    """The last ``delay + 1`` frames, oldest first, from a ring that wraps at its end."""
+
+    def _forward_step(self, input: Tensor, prev_state: Any) -> tuple[Tensor | None, Any]:
+        buffer, index = self.init_state(input) if prev_state is None else prev_state
+        slots = self.delay + 1
+        buffer[index % slots] = input
+        following = index + 1
+        if following > 0:
+            following = following % slots
+        if index < 0:
+            return None, (buffer, following)
+        return buffer.roll(int(-index - 1), 0).movedim(0, self.time_dim), (buffer, following)
+
+
 @only(in_continual, co.TransformerEncoder)
 def _(net: co.TransformerEncoder, options: Options) -> nn.Module:
     first, stack = net.layers["layers"].layers["0"], net.layers["layers"].order
-    attention, arguments = first.layers["self_attn"], _layer_arguments(first, options)
-    if len(stack) > 2 or first.norm_first or not attention.bias:
+    attention = first.layers["self_attn"]
+    without_bias = not attention.bias and first.layers["linear1"].bias and options.mends(_BIASES)
+    arguments = _layer_arguments(first, options, own_biases=without_bias)
+    if len(stack) > 2 or first.norm_first or not (attention.bias or without_bias):
         raise NoPeer("continual's encoders have one or two layers, norms behind, and biases")
-    factory = continual.TransformerEncoderLayerFactory(
+    make = continual.TransformerEncoderLayerFactory(
         **arguments, sequence_len=attention.sequence_len
     )
+
+    def factory(kind: Any) -> Any:
+        layer = make(kind)
+        branches = layer[0]
+        if without_bias:
+            branches.self_attn = _without_bias(branches.self_attn)
+        unity = branches.residual
+        if isinstance(unity, RetroactiveUnity) and options.mends(_RING):
+            branches.residual = _Unity(unity.delay)
+        return layer
+
     norm = nn.LayerNorm(net.layers["norm"].normalized_shape) if "norm" in net.layers else None
     return continual.TransformerEncoder(factory, len(stack), norm)
 
@@ -184,7 +275,7 @@ class _Recycled(nn.Module):
         self.pe, self.embeds = peer.pe, net.num_embeds
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.pe(torch.arange(x.shape[2]) % self.embeds).T
+        return x + self.pe(torch.arange(x.shape[2], device=x.device) % self.embeds).T
 
 
 @only(in_torch, co.RecyclingPositionalEncoding)

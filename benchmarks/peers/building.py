@@ -8,8 +8,7 @@ import continual
 from torch import Tensor, nn
 
 import cojax as co
-
-Functions = Mapping[Callable[..., Any], Callable[..., Any]]
+from benchmarks.peers.functions import Functions, functions_within
 
 
 class NoPeer(TypeError):  # noqa: N818 - an answer, not a failure of the program
@@ -23,10 +22,20 @@ class Options(NamedTuple):
       functions: the torch function for each JAX function in Lambdas and reductions.
       as_stream: whether the plain ``torch.nn`` peer computes what a stream gives, where that is not
         what ``forward`` gives.
+      notes: what was mended of ``continual``, in words; None where it stays as it is.
     """
 
     functions: Functions
     as_stream: bool = False
+    notes: list[str] | None = None
+
+    def mends(self, note: str) -> bool:
+        """Whether faults of ``continual`` are mended; then says so in the notes, once."""
+        if self.notes is None:
+            return False
+        if note not in self.notes:
+            self.notes.append(note)
+        return True
 
     def translated(self, fn: Callable[..., Any] | None, where: co.CoModule) -> Any:
         """The torch function for a JAX one.
@@ -42,14 +51,20 @@ class Options(NamedTuple):
 
 
 def to_continual(
-    net: co.CoModule, variables: Mapping[str, Any], functions: Functions | None = None
+    net: co.CoModule,
+    variables: Mapping[str, Any],
+    functions: Functions | None = None,
+    notes: list[str] | None = None,
 ) -> Any:
     """The network in ``continual``, with these variables, in eval mode.
 
     Args:
       net: the network.
       variables: its variables.
-      functions: the torch function for each JAX function that the network calls.
+      functions: the torch function for each JAX function that the network calls, beside those that
+        the networks of the zoo call.
+      notes: where given, faults of ``continual`` that are in the way are mended, and for each a
+        sentence is appended.
 
     Returns:
       A ``continual`` module with a fresh state.
@@ -58,7 +73,8 @@ def to_continual(
       NoPeer: if a layer has none; the message names it.
     """
     # continual makes a bare torch.nn layer one of its own when it is added or converted.
-    peer = continual.continual(in_continual(net, Options(functions or {})))
+    options = Options({**functions_within(net), **(functions or {})}, notes=notes)
+    peer = continual.continual(in_continual(net, options))
     return _loaded(peer, co.to_torch(net, variables, delayed_names=True))
 
 
@@ -75,7 +91,7 @@ def to_torch_nn(
     Args:
       net: the network.
       variables: its variables.
-      functions: the torch function for each JAX function that the network calls.
+      functions: as of :func:`to_continual`.
       as_stream: whether the peer equals ``forward_stream`` where that differs from ``forward``:
         layers of ``temporal_fill="replicate"`` replicate the first and the last frame of their
         clip, and attention is over windows.
@@ -83,7 +99,7 @@ def to_torch_nn(
     Raises:
       NoPeer: if a layer has none; the message names it.
     """
-    peer = in_torch(net, Options(functions or {}, as_stream))
+    peer = in_torch(net, Options({**functions_within(net), **(functions or {})}, as_stream))
     return _loaded(peer, co.to_torch(net, variables))
 
 

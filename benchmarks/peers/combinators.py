@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
+from itertools import pairwise
 from typing import Any
 
 import continual
@@ -121,11 +122,21 @@ def _(net: co.Reduce, options: Options) -> nn.Module:
 
 @only(in_continual, co.BroadcastReduce)
 def _(net: co.BroadcastReduce, options: Options) -> nn.Module:
+    branches, aligns = _side_by_side(net, options), _auto_delay(net)
+    shifts, stride = net.shifts(), net.timing.stride
+    whole = not any(shift % stride for shift in shifts.values())
+    if stride > 1 and aligns and whole and options.mends(_LATE):
+        aligns = False
+        for name, shift in shifts.items():
+            if shift:
+                late = continual.Delay(shift // stride)
+                branches[name] = continual.Sequential(branches[name], late)
     return continual.BroadcastReduce(
-        _side_by_side(net, options),
-        reduce=_reduction_name(net, options),
-        auto_delay=_auto_delay(net),
+        branches, reduce=_reduction_name(net, options), auto_delay=aligns
     )
+
+
+_LATE = "continual would hold strided branches back by as many outputs as inputs; here it does not"
 
 
 @only(in_torch, co.BroadcastReduce)
@@ -177,3 +188,22 @@ class _Conditional(_Branches):
 @only(in_torch, co.Conditional)
 def _(net: co.Conditional, options: Options) -> nn.Module:
     return _Conditional(_children(net, options, in_torch), net)
+
+
+def overwriting(peer: nn.Module) -> nn.Module:
+    """The peer, with ReLUs that overwrite what was made for them alone, as in published code."""
+    for module in peer.modules():
+        if type(module) in (nn.Sequential, continual.Sequential):
+            for before, after in pairwise(module):
+                if isinstance(after, nn.ReLU) and isinstance(before, _NEW):
+                    after.inplace = True
+    return peer
+
+
+# Of these, outputs are new; containers of branches sum or multiply theirs.
+_NEW = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.conv._ConvNd,
+    continual.BroadcastReduce,
+    _BroadcastReduce,
+)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import cojax as co
 from benchmarks.peers.building import Function, NoPeer, Options, both, in_continual, in_torch, only
+from benchmarks.peers.functions import OfSpace
 from cojax.layers.activation import _Activation
 from cojax.layers.norm import _BatchNorm, _InstanceNorm
 
@@ -86,10 +87,15 @@ def _(net: Any, options: Options) -> nn.Module:
     return in_steps(net, _namesake(net, f"InstanceNorm{net.space + (not net.per_step)}d"))
 
 
+_ACROSS = "torch's LayerNorm is of the last axis: that of channels is transposed there"
+
+
 @only(in_continual, co.GroupNorm, co.LayerNorm, _InstanceNorm)
 def _(net: Any, options: Options) -> nn.Module:
     if net.per_step:
         raise NoPeer(f"continual's norms know no per_step, asked of {type(net).__name__}")
+    if isinstance(net, co.LayerNorm) and net.channel_dim == 1 and options.mends(_ACROSS):
+        return _along(net, _namesake(net))
     if isinstance(net, co.LayerNorm) and net.channel_dim != -1:
         raise NoPeer(f"torch's LayerNorm knows no channel_dim={net.channel_dim}")
     if isinstance(net, _InstanceNorm) and not (net.affine and net.track_running_stats):
@@ -160,7 +166,7 @@ def _(net: co.Lambda, options: Options) -> nn.Module:
     if net.forward_only_fn is not None:
         return Function(options.translated(net.forward_only_fn, net))
     fn = options.translated(net.fn, net)
-    if net.takes_time:
+    if net.takes_time or isinstance(fn, OfSpace):
         return Function(fn)
     return Function(lambda x: torch.stack([fn(x_t) for x_t in x.unbind(2)], 2))
 

@@ -20,6 +20,37 @@ def _conv_arguments(net: Any) -> dict[str, Any]:
     return {name: getattr(net, name) for name in names}
 
 
+_FORGETS = "convolutions of one frame with a stride in time forget their phase in continual's steps"
+
+
+class _Keeps:
+    """A convolution of ``continual`` that keeps its phase, although it keeps no frames."""
+
+    def get_state(self) -> Any:
+        return getattr(self, "kept", None)
+
+    def set_state(self, state: Any) -> None:
+        self.kept = state
+
+    def clean_state(self) -> None:
+        self.kept = None
+
+
+class _KeepingConv1d(_Keeps, continual.Conv1d):
+    pass
+
+
+class _KeepingConv2d(_Keeps, continual.Conv2d):
+    pass
+
+
+class _KeepingConv3d(_Keeps, continual.Conv3d):
+    pass
+
+
+_KEEPING = dict(zip(_CONVOLUTIONS, (_KeepingConv1d, _KeepingConv2d, _KeepingConv3d), strict=True))
+
+
 @only(in_continual, *_CONVOLUTIONS)
 def _(net: Any, options: Options) -> nn.Module:
     if net.dilation[0] > 1:
@@ -28,7 +59,10 @@ def _(net: Any, options: Options) -> nn.Module:
         raise NoPeer(f"continual's {type(net).__name__} pads evenly, not by {net.padding}")
     if net.padding_mode not in ("zeros", "replicate"):
         raise NoPeer(f"continual's {type(net).__name__} refuses padding_mode={net.padding_mode!r}")
-    return getattr(continual, type(net).__name__)(
+    layer = getattr(continual, type(net).__name__)
+    if net.kernel_size[0] == 1 and net.stride[0] > 1 and options.mends(_FORGETS):
+        layer = _KEEPING[type(net)]
+    return layer(
         **_conv_arguments(net),
         padding=net.padding,
         padding_mode=net.padding_mode,

@@ -1,0 +1,361 @@
+"""What the benchmarks share: a fresh process for each measurement, and what becomes of figures."""
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.networks import NETWORKS
+from benchmarks.pairs import Spread, conditions, ratios, side_by_side
+
+# The largest difference between outputs, in proportion to the largest output, that passes as
+# rounding.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One measurement: of a network, at a batch size.
+
+    Attributes:
+      network: its name among the networks that are measured.
+      batch: the streams, or clips, at once.
+      device: "cpu" or "gpu".
+      dtype: of inputs, weights and states: "float32" or "bfloat16".
+      rounds: how often each way is timed.
+      seconds: what a way takes in a round, about.
+      fold: whether cojax folds batch norms into the convolutions in front of them.
+    """
+
+    network: str
+    batch: int
+    device: str = "cpu"
+    dtype: str = "float32"
+    rounds: int = 20
+    seconds: float = 0.2
+    fold: bool = False
+
+
+class NoDevice(RuntimeError):  # noqa: N818 - an answer, not a failure of the program
+    """There is no such device, or one of the libraries does not see it."""
+
+
+class Disagreement(AssertionError):  # noqa: N818 - what is compared, not a failure of the program
+    """The libraries do not compute the same."""
+
+
+def set_up(job: Job) -> None:
+    """Both libraries on the device, with as many threads, and float32 without shortcuts.
+
+    Raises:
+      NoDevice: where one of them finds no such device.
+    """
+    import jax
+    import torch
+
+    if job.device == "gpu":
+        if not torch.cuda.is_available():
+            raise NoDevice("--device gpu: torch finds no GPU (torch.cuda.is_available())")
+        with suppress(RuntimeError):
+            jax.config.update("jax_default_device", jax.devices("gpu")[0])
+        if jax.config.jax_default_device is None:
+            raise NoDevice("--device gpu: JAX finds no GPU; is it installed for CUDA?")
+        # Else the libraries differ in which products they round to ten bits.
+        jax.config.update("jax_default_matmul_precision", "float32")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+
+
+def circumstances(job: Job) -> dict[str, Any]:
+    """Where, when and with what a measurement was taken."""
+    import jax
+    import torch
+
+    set_up(job)
+    gpu = job.device == "gpu"
+    return conditions() | {
+        "platform": job.device,
+        "device": torch.cuda.get_device_name() if gpu else _cpu(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "dtype": job.dtype,
+        "jax_platform": jax.default_backend(),
+        "fold_batch_norm": job.fold,
+    }
+
+
+def _cpu() -> str:
+    """The name of the processor."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    import platform
+
+    return platform.processor() or platform.machine()
+
+
+def prepared(net: Any, variables: Any, job: Job) -> tuple[Any, Any]:
+    """The network in its best form for inference, and its variables."""
+    if job.fold:
+        import cojax as co
+
+        return co.fold_batch_norm(net, variables)
+    return net, variables
+
+
+def on_torch(x: np.ndarray, job: Job) -> Any:
+    """An array as a tensor, where and of the dtype that it is computed with."""
+    import torch
+
+    dtype = getattr(torch, job.dtype)
+    return torch.from_numpy(x).to(device="cuda" if job.device == "gpu" else "cpu", dtype=dtype)
+
+
+def on_jax(x: np.ndarray, job: Job) -> Any:
+    """An array of JAX, where and of the dtype that it is computed with."""
+    import jax.numpy as jnp
+
+    return jnp.asarray(x, job.dtype)
+
+
+def on_device(peer: Any, job: Job) -> Any:
+    """A torch module where it is computed with."""
+    return peer.to("cuda") if job.device == "gpu" else peer
+
+
+def waiting(way: Callable[[], Any], job: Job) -> Callable[[], Any]:
+    """A way of torch, over when its last kernel is."""
+    if job.device == "cpu":
+        return way
+
+    def run() -> None:
+        import torch
+
+        way()
+        torch.cuda.synchronize()
+
+    return run
+
+
+def compiled(jitted: Any, *arguments: Any) -> tuple[Callable[..., Any], float]:
+    """A jitted function compiled for arguments like these, and the seconds that took."""
+    start = time.perf_counter()
+    return jitted.lower(*arguments).compile(), time.perf_counter() - start
+
+
+def deviation(ours: Any, theirs: Any, job: Job, what: str) -> float:
+    """The largest difference of outputs, in proportion to the largest of them.
+
+    Raises:
+      Disagreement: if it is no rounding, outputs are not finite, or they are all alike.
+    """
+    a, b = (np.asarray(y, np.float32) for y in (ours, theirs))
+    if a.shape != b.shape:
+        raise Disagreement(f"{what} have shapes {a.shape} and {b.shape}")
+    if not np.isfinite(b).all() or not np.isfinite(a).all():
+        raise Disagreement(f"{what} are not finite")
+    if np.std(b) < 1e-3 * np.abs(b).max():
+        raise Disagreement(f"{what} are all alike, so that nothing can be compared")
+    difference = float(np.abs(a - b).max() / np.abs(b).max())
+    if difference > TOLERANCE[job.dtype]:
+        raise Disagreement(f"{what} differ by {difference:.1e} of the largest")
+    return difference
+
+
+def per_turn(
+    ways: Mapping[str, Callable[[int], Any]], job: Job, multiple: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of one turn of each way, round by round, interleaved.
+
+    A way is run for as many turns as fill its share of a round, a multiple of ``multiple``.
+    """
+    turns = {name: _turns(way, job.seconds, multiple) for name, way in ways.items()}
+    runs = {name: partial(way, turns[name]) for name, way in ways.items()}
+    # The threads of one library spin for a while when they are done.
+    times = side_by_side(runs, job.rounds, warm_up=1, pause=0.01)
+    return {name: [t / turns[name] for t in seconds] for name, seconds in times.items()}
+
+
+def _turns(way: Callable[[int], Any], seconds: float, multiple: int) -> int:
+    way(multiple)
+    start = time.perf_counter()
+    way(multiple)
+    took = time.perf_counter() - start
+    return multiple * max(1, min(1000, math.ceil(seconds / took)))
+
+
+def compared(times: Mapping[str, list[float]], slow: str) -> dict[str, Any]:
+    """Milliseconds of each way, and how many times as long the slow one takes, as JSON."""
+    return {
+        name: {
+            "ms": Spread.of([t * 1e3 for t in seconds])._asdict(),
+            "times": ratios(times, slow, name)._asdict(),
+        }
+        for name, seconds in times.items()
+    }
+
+
+def machine_rates(job: Job) -> dict[str, float]:
+    """What the machine does at best: floating-point operations, and bytes read, a second."""
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    size = 8192 if job.device == "gpu" else 2048
+    a = jnp.ones((size, size), job.dtype)
+    product = jax.jit(jnp.dot)
+    numbers = 2**28 if job.device == "gpu" else 2**26
+    data = torch.ones(numbers, device="cuda" if job.device == "gpu" else "cpu")
+    read = waiting(data.sum, job)
+    multiply = _best(lambda: product(a, a).block_until_ready())
+    return {"flops": 2 * size**3 / multiply, "bytes": 4 * numbers / _best(read)}
+
+
+def _best(way: Callable[[], Any], times: int = 7) -> float:
+    """The seconds of the fastest of several runs."""
+    took = []
+    for _ in range(times):
+        start = time.perf_counter()
+        way()
+        took.append(time.perf_counter() - start)
+    return min(took[1:])
+
+
+# The command line, and a process for each measurement.
+
+
+def parser(description: str, names: Sequence[str], batches: Sequence[int] | None = None) -> Any:
+    """The arguments that all benchmarks take; without batches, each network has its own."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument("--batch", type=int, nargs="+", default=batches and list(batches))
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32")
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of each way in a round, about")
+    parser.add_argument("--fold", action="store_true", help="fold batch norms, in cojax")
+    parser.add_argument("--json", type=Path, help="where the figures go")
+    return parser
+
+
+def run(
+    parser: Any,
+    names: Sequence[str],
+    measure: Callable[[Job], dict[str, Any]],
+    table: Callable[[Sequence[Mapping[str, Any]]], str],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Measures what the command line asks for, prints a table and writes the figures as JSON.
+
+    Exits with 1 if a measurement failed; the others are kept.
+    """
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(names):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    if options.rounds < 2 or min(options.batch or [1]) < 1:
+        parser.error("--rounds must be at least 2, for a spread, and --batch positive")
+    os.environ["JAX_PLATFORMS"] = "cpu" if options.device == "cpu" else "cuda,cpu"
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Torch needs memory too.
+    jobs = [
+        Job(
+            name,
+            batch,
+            options.device,
+            options.dtype,
+            options.rounds,
+            options.seconds,
+            options.fold,
+        )
+        for name in options.names or names
+        for batch in options.batch or (NETWORKS[name].lesson[0],)
+    ]
+    try:
+        where = in_a_process(circumstances, jobs[0])
+    except NoDevice as error:
+        parser.error(str(error))
+    print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
+    rows = [_row(measure, job) for job in jobs]
+    done = [row for row in rows if "error" not in row]
+    print(f"\n{table(done)}" if done else "\nnothing could be measured")
+    for row in rows:
+        if "error" in row:
+            print(f"{row['network']}, batch {row['batch']}: {row['error']}")
+    if options.json:
+        options.json.write_text(json.dumps({"conditions": where, "rows": rows}, indent=1) + "\n")
+    if len(done) < len(rows):
+        raise SystemExit(1)
+
+
+def _row(measure: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
+    print(f"measuring {job.network}, batch {job.batch} ...", file=sys.stderr, flush=True)
+    row = {"network": job.network, "batch": job.batch}
+    try:
+        return row | in_a_process(measure, job)
+    except Exception as error:
+        traceback.print_exc()
+        return row | {"error": f"{type(error).__name__}: {error}"}
+
+
+def in_a_process(function: Callable[[Job], Any], job: Job) -> Any:
+    """What a function gives in a fresh process, which nothing was run in before."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, job).result()
+
+
+# Tables.
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns, the first to the left and the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        parts = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def spread(figures: Mapping[str, float] | None, digits: int = 3) -> str:
+    """A median with its quartiles, to so many digits."""
+    if figures is None:
+        return ""
+    low, median, high = (short(figures[key], digits) for key in ("low", "median", "high"))
+    return f"{median} ({low}-{high})"
+
+
+def short(value: float | None, digits: int = 3) -> str:
+    """A number to so many digits, never with an exponent."""
+    if value is None:
+        return ""
+    if value == 0 or not math.isfinite(value):
+        return str(value)
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{places}f}"
+
+
+def noted(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is to be said about the networks in a table, each thing once."""
+    networks: dict[str, list[str]] = {}
+    for row in rows:
+        for note in row.get("notes", ()):
+            names = networks.setdefault(note, [])
+            if row["network"] not in names:
+                names.append(row["network"])
+    return "\n".join(f"{', '.join(names)}: {note}." for note, names in networks.items())
