@@ -6,6 +6,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -358,4 +359,5 @@ def noted(rows: Sequence[Mapping[str, Any]]) -> str:
             names = networks.setdefault(note, [])
             if row["network"] not in names:
                 names.append(row["network"])
-    return "\n".join(f"{', '.join(names)}: {note}." for note, names in networks.items())
+    lines = (f"{', '.join(names)}: {note}." for note, names in networks.items())
+    return "\n".join(textwrap.fill(line, 110, subsequent_indent="  ") for line in lines)

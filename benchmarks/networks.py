@@ -1,5 +1,6 @@
 """The networks that are measured: those of the zoo, and small ones."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from benchmarks.weights import state_dict_of
 from cojax.demo.network import activity_network
 
 Build = Callable[[], co.CoModule]
+
+# Steps larger than this repeat their numbers, never at the same place of another stream: a prime.
+_DRAWN = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Network:
     def frame(self, batch: int, number: int) -> np.ndarray:
         """The random step of this number, another one for each."""
         shape = (batch, *self.step)
-        return np.random.default_rng(number).standard_normal(shape, np.float32)
+        drawn = min(math.prod(shape), _DRAWN)
+        return np.resize(np.random.default_rng(number).standard_normal(drawn, np.float32), shape)
 
     def clip(self, batch: int) -> np.ndarray:
         """The random clip that the regular network is run on."""

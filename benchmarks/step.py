@@ -91,8 +91,13 @@ def measure(job: Job) -> dict[str, Any]:
         times = per_turn(ways, job, net.timing.stride)
         windows = None
         if network.length is not None:
-            windows, apart = _windows(network, given, ways["cojax"], net.timing.stride, job)
-            differs["window"] = apart
+            try:
+                windows, apart = _windows(network, given, ways["cojax"], net.timing.stride, job)
+                differs["window"] = apart
+            except (torch.OutOfMemoryError, jax.errors.JaxRuntimeError) as error:
+                if "memory" not in str(error):
+                    raise
+                notes.append(f"at batch {job.batch}, the window does not fit into memory")
     seconds = float(np.median(times["cojax"]))
     weights, state = bytes_of(variables), bytes_of(stepping.state)
     macs = float(co.flops(net, (job.batch, *network.step)).total)
