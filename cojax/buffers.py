@@ -120,6 +120,15 @@ def replace_oldest(
     return lax.dynamic_update_index_in_dim(ring, jnp.squeeze(frame, -2), count % slots, axis=1)
 
 
+def following(count: Array | int, y: Array) -> Array | int:
+    """A count of frames, which XLA takes to depend on ``y``.
+
+    What is written at its place is written when ``y`` is computed, and so is all that was read.
+    """
+    bits = lax.bitcast_convert_type(y[(0,) * y.ndim].astype(jnp.float32), jnp.int32)
+    return count + (bits & (count >> 31))  # a count has no sign
+
+
 def unrolled(ring: Array, count: Array | int) -> Array:
     """A ring's frames, oldest first, given how many were written."""
     slots = ring.shape[1]

@@ -150,7 +150,7 @@ def met(flows: Sequence[Any], value: Array) -> Any:
             valid = signal.valid if valid is True else jnp.logical_and(valid, signal.valid)
         if not signal.always_real:
             past = jnp.maximum(past, signal.past)
-    return dataclasses.replace(first, value=value, valid=valid, past=past)
+    return dataclasses.replace(first, value=value, valid=valid, past=past, tidy=False)
 
 
 def is_chunk(flow: Any) -> bool:

@@ -76,12 +76,14 @@ class Signal:
       valid: True where that is known while tracing, else a bool scalar.
       past: 0 for a real frame; n for the n-th frame after the end of the stream.
       chunked: whether ``forward_steps`` is running, for functions that differ by mode.
+      tidy: whether the value is known to be zero where it is invalid.
     """
 
     value: Array
     valid: bool | Array = True
     past: int | Array = 0
     chunked: bool = False
+    tidy: bool = False
 
     @property
     def always_real(self) -> bool:
@@ -98,11 +100,17 @@ class Signal:
         value = channels_last(self.value)
         if not self.always_real:
             value = jnp.where(self.past > 0, jnp.asarray(fill, value.dtype), value)
-        return channels_second(select(self.valid, value, jnp.zeros_like(value)))
+        if not self.tidy:
+            value = select(self.valid, value, jnp.zeros_like(value))
+        return channels_second(value)
+
+    def tidied(self) -> "Signal":
+        """The same frame, clean: for several to compute with, or XLA makes the value for each."""
+        return dataclasses.replace(self, value=self.clean(), tidy=True)
 
     def becomes(self, value: Array) -> "Signal":
         """The same frame with another value."""
-        return dataclasses.replace(self, value=value)
+        return dataclasses.replace(self, value=value, tidy=False)
 
     def leaves(self, value: Array, emits: bool | Array, timing: Timing) -> "Signal":
         """The frame that leaves a layer of this timing: valid where this one is and ``emits``."""
@@ -110,7 +118,7 @@ class Signal:
         past = self.past
         if not self.always_real:
             past = jnp.maximum(0, -((timing.end - past) // timing.stride))
-        return dataclasses.replace(self, value=value, valid=valid, past=past)
+        return dataclasses.replace(self, value=value, valid=valid, past=past, tidy=False)
 
 
 def select(condition: bool | Array, on_true: Array, on_false: Array) -> Array:

@@ -444,6 +444,7 @@ class BroadcastReduce(_Branches):
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         line, shifts, states, outputs = self._line, self.shifts(), {}, []
         before = state.get("late", {})
+        signal = signal if isinstance(signal, Chunk) else signal.tidied()
         after = line.push(before, signal)
         for name, child in self.children().items():
             held = line.tap(before, after, signal, shifts[name])

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from cojax.buffers import Counter, read, replace_oldest, rolled, shown, unrolled
+from cojax.buffers import Counter, following, read, replace_oldest, rolled, shown, unrolled
 from cojax.chunks import Chunk, begun, join
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
@@ -167,11 +167,14 @@ class _Conv(CoModule):
                     x = jnp.where(signal.past > 0, newest, x)
             places = count + time.dilation * np.arange(time.kernel_size - 1)
             window = pad_space(shown(ring, x, count, places), space, self.padding_mode)
+            y = self._convolved(window)
             front = [axis.padding for axis in space]
-            after["window"] = replace_oldest(ring, window, front, count, signal.valid)
+            place = following(count, y)
+            after["window"] = replace_oldest(ring, window, front, place, signal.valid)
         else:
             window = pad_space(jnp.expand_dims(x, -2), space, self.padding_mode)
-        y = channels_second(self._convolved(window))
+            y = self._convolved(window)
+        y = channels_second(y)
         return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:

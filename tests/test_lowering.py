@@ -1,0 +1,124 @@
+"""What compiled steps are made of."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export, lax
+
+import cojax as co
+from cojax.ops.convolution import convolve_clip, convolve_window
+from cojax.timing import Axis
+from tests.laws import clip_of
+from tests.networks import random_variables
+
+
+def compiled_step(net, x_t):
+    variables = random_variables(net, 0)
+    state = net.init_state(x_t)
+
+    def step(state, x_t):
+        return net.apply(variables, state, x_t, method="forward_step")
+
+    return jax.jit(step, donate_argnums=0).lower(state, x_t).compile(), state
+
+
+NETWORKS = {
+    "a depthwise convolution": co.Conv3d(20, 20, 3, padding=1, groups=20),
+    "a delay": co.Delay(3),
+    "a temporal convolution": co.Conv3d(20, 20, (5, 1, 1)),
+    "a pool": co.AvgPool3d((4, 1, 1), stride=1),
+    "a residual block": co.Residual(
+        co.Sequential(
+            co.Conv3d(20, 20, 1), co.ReLU(), co.Conv3d(20, 20, 3, padding=1, groups=20), co.SiLU()
+        )
+    ),
+}
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of what XLA makes of it for a CPU")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_copies_none_of_its_memories(name):
+    step, state = compiled_step(NETWORKS[name], jnp.zeros((2, 20, 10, 10)))
+    rings = {
+        f"{leaf.dtype.name[0]}32[{','.join(map(str, leaf.shape))}]"
+        for leaf in jax.tree.leaves(state)
+        if leaf.ndim
+    }
+    assert rings
+    copied = re.findall(r"= (\S+?\])\S* copy\(", step.as_text())
+    assert not rings & set(copied)
+    assert step.memory_analysis().alias_size_in_bytes >= sum(
+        leaf.nbytes for leaf in jax.tree.leaves(state)
+    )
+
+
+def test_an_activation_behind_a_convolution_is_not_transposed():
+    net = co.Sequential(
+        co.Conv3d(3, 20, (1, 3, 3)), co.BatchNorm3d(20), co.SiLU(), co.Conv3d(20, 7, 1)
+    )
+    step, _ = compiled_step(net, jnp.zeros((2, 3, 12, 12)))
+    entry = step.as_text().split("ENTRY")[1]
+    assert not re.findall(r"\[2,20,10,10\]", entry)
+
+
+CONVOLUTIONS = {
+    "pointwise": ((1, 1, 1), 6, 4, 1, (1, 1, 1)),
+    "strided pointwise": ((1, 1, 1), 6, 4, 1, (2, 2, 1)),
+    "temporal": ((3, 1, 1), 6, 4, 1, (1, 1, 1)),
+    "depthwise": ((3, 3, 3), 6, 12, 6, (1, 2, 1)),
+    "grouped": ((2, 3, 3), 6, 4, 2, (1, 1, 1)),
+    "of few places": ((2, 3, 3), 6, 4, 1, (2, 1, 2)),
+    "of many places": ((2, 3, 3), 10, 4, 1, (1, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_lowered_convolutions_are_those_of_xla_and_so_are_their_gradients(name):
+    kernel_size, channels, out, groups, stride = CONVOLUTIONS[name]
+    x = clip_of((2, 5, 17, 18, channels))
+    kernel = clip_of((*kernel_size, channels // groups, out), seed=1)
+    axes = [Axis(k, s, 0) for k, s in zip(kernel_size, stride, strict=True)]
+
+    def lowered(x, kernel):
+        return convolve_clip(x, kernel, axes, groups)
+
+    def plain(x, kernel):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            stride,
+            "VALID",
+            dimension_numbers=("NTHWC", "THWIO", "NTHWC"),
+            feature_group_count=groups,
+        )
+
+    expected, pull = jax.vjp(plain, x, kernel)
+    found, pull_lowered = jax.jit(lambda x, k: jax.vjp(lowered, x, k))(x, kernel)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    weights = clip_of(expected.shape, seed=2)
+    for a, b in zip(pull_lowered(weights), pull(weights), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+    if kernel_size[0] > 1 or stride[0] == 1:  # a window is a clip of its own length
+        steps = x[:, : kernel_size[0]]
+        window = convolve_window(jnp.moveaxis(steps, 1, -2), kernel, axes[1:], groups)
+        np.testing.assert_allclose(window, plain(steps, kernel)[:, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_steps_lower_for_a_tpu():
+    net = co.Sequential(
+        co.Conv3d(3, 8, 3, padding=1),
+        co.BatchNorm3d(8),
+        co.Residual(co.Sequential(co.Conv3d(8, 8, 3, padding=1, groups=8), co.SiLU())),
+        co.MaxPool3d((2, 2, 2), stride=(1, 2, 2)),
+        co.AdaptiveAvgPool3d(1, kernel_size=4),
+    )
+    variables = random_variables(net, 0)
+    x_t = jnp.zeros((1, 3, 16, 16))
+    state = net.init_state(x_t)
+    step = jax.jit(lambda v, s, x: net.apply(v, s, x, method="forward_step"))
+    exported = export.export(step, platforms=["tpu"])(variables, state, x_t)
+    assert exported.platforms == ("tpu",)
