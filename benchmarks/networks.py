@@ -50,12 +50,13 @@ class Network:
     def variables(self, net: co.CoModule, dtype: str = "float32") -> Any:
         """Weights by a fixed rule, with statistics of norms as training would have left them.
 
-        They are those of a random clip: with others, activations grow from layer to layer, and so
+        They are those of random clips: with others, activations grow from layer to layer, and so
         do errors of rounding.
         """
         given = state_dict_of(net)
         if self.length is not None:
-            given = _settled(self.regular(), given, self.clip(1))
+            few = max(1, min(4, 2**18 // (self.length * math.prod(self.step))))
+            given = _settled(self.regular(), given, self.clip(few))
 
         def cast(leaf: jax.Array) -> jax.Array:
             return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -75,15 +76,15 @@ class Network:
         return np.stack([self.frame(batch, t) for t in range(self.length)], 2)
 
 
-def _settled(net: co.CoModule, state_dict: Any, clip: np.ndarray) -> Any:
-    """The state dict, with the statistics that a clip has in front of each batch norm."""
+def _settled(net: co.CoModule, state_dict: Any, clips: np.ndarray) -> Any:
+    """The state dict, with the statistics that clips have in front of each batch norm."""
     module = to_torch_nn(net, co.load_torch(net, state_dict))
     for layer in module.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.train()
             layer.momentum = 1.0
     with torch.no_grad():
-        module(torch.from_numpy(clip))
+        module(torch.from_numpy(clips))
     return module.state_dict()
 
 

@@ -152,11 +152,11 @@ def test_all_networks_of_the_zoo_are_measured_but_the_strided_skeletons():
     assert {*ZOO} - strided == {*NETWORKS} & {*ZOO}
 
 
-def test_statistics_of_norms_are_those_of_the_clip():
+def test_statistics_of_norms_are_those_of_the_clips():
     network = tiny()
-    variables, clip = network.variables(network.build()), network.clip(1)
+    variables, clips = network.variables(network.build()), network.clip(4)
     norm = variables["batch_stats"]["layers_1"]
-    y = co.Conv1d(6, 8, 3).apply({"params": variables["params"]["layers_0"]}, clip)
+    y = co.Conv1d(6, 8, 3).apply({"params": variables["params"]["layers_0"]}, clips)
     np.testing.assert_allclose(norm["mean"], np.mean(y, (0, 2)), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(norm["var"], np.var(y, (0, 2), ddof=1), rtol=1e-4)
 
