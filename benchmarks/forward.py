@@ -98,7 +98,7 @@ def measure(job: Job) -> dict[str, Any]:
         "machine": rates,
         "matrix_fraction": 2 * clips.macs / seconds / rates["flops"],
         "compile_seconds": clips.compile_seconds,
-        "notes": network.notes,
+        "notes": network.clip_notes,
     }
 
 

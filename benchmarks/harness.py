@@ -290,14 +290,17 @@ def run(
     except NoDevice as error:
         parser.error(str(error))
     print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
-    rows = [_row(measure, job) for job in jobs]
+    rows: list[dict[str, Any]] = []
+    for job in jobs:
+        rows.append(_row(measure, job))
+        if options.json:  # Each time: a run may take long, and be broken off.
+            figures = {"conditions": where, "rows": rows}
+            options.json.write_text(json.dumps(figures, indent=1) + "\n")
     done = [row for row in rows if "error" not in row]
     print(f"\n{table(done)}" if done else "\nnothing could be measured")
     for row in rows:
         if "error" in row:
             print(f"{row['network']}, batch {row['batch']}: {row['error']}")
-    if options.json:
-        options.json.write_text(json.dumps({"conditions": where, "rows": rows}, indent=1) + "\n")
     if len(done) < len(rows):
         raise SystemExit(1)
 

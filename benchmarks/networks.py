@@ -34,7 +34,8 @@ class Network:
         stream.
       training: makes the network that is trained, without dropout.
       lesson: the shape of the clip that it is trained on, with the batch: small enough for a CPU.
-      notes: what is to be said about it.
+      notes: what is to be said about its steps in ``continual``.
+      clip_notes: what is to be said about its clips.
     """
 
     build: Build
@@ -44,16 +45,18 @@ class Network:
     training: Build | None = None
     lesson: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    clip_notes: tuple[str, ...] = ()
 
     def variables(self, net: co.CoModule, dtype: str = "float32") -> Any:
         """Weights by a fixed rule, with statistics of norms as training would have left them.
 
-        They are those of a random clip: with others, activations grow from layer to layer, and so
+        They are those of random clips: with others, activations grow from layer to layer, and so
         do errors of rounding.
         """
         given = state_dict_of(net)
         if self.length is not None:
-            given = _settled(self.regular(), given, self.clip(1))
+            few = max(1, min(4, 2**18 // (self.length * math.prod(self.step))))
+            given = _settled(self.regular(), given, self.clip(few))
 
         def cast(leaf: jax.Array) -> jax.Array:
             return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -73,15 +76,15 @@ class Network:
         return np.stack([self.frame(batch, t) for t in range(self.length)], 2)
 
 
-def _settled(net: co.CoModule, state_dict: Any, clip: np.ndarray) -> Any:
-    """The state dict, with the statistics that a clip has in front of each batch norm."""
+def _settled(net: co.CoModule, state_dict: Any, clips: np.ndarray) -> Any:
+    """The state dict, with the statistics that clips have in front of each batch norm."""
     module = to_torch_nn(net, co.load_torch(net, state_dict))
     for layer in module.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.train()
             layer.momentum = 1.0
     with torch.no_grad():
-        module(torch.from_numpy(clip))
+        module(torch.from_numpy(clips))
     return module.state_dict()
 
 
@@ -90,13 +93,13 @@ _HEAD = (
     "channel_dim=1 is used, which does the same"
 )
 _ITSELF = (
-    "a window is recomputed by the same network; the regular one, of stride 4, needs less than "
-    "half of the multiply-accumulates"
+    "clips are run by the same network; the regular one, of stride 4, needs less than half of the "
+    "multiply-accumulates"
 )
-_EVERY_SECOND = "answers every second step; a window is recomputed for these alone"
+_EVERY_SECOND = "answers every second step, and the window is recomputed for these alone"
 
 
-def _video(build: Callable[..., co.CoModule], size: int, length: int, *notes: str) -> Network:
+def _video(build: Callable[..., co.CoModule], size: int, length: int, **notes: Any) -> Network:
     small = size // 2
 
     def training() -> co.CoModule:
@@ -109,7 +112,7 @@ def _video(build: Callable[..., co.CoModule], size: int, length: int, *notes: st
         length=length,
         training=training,
         lesson=(2, 3, 8, small, small),
-        notes=notes,
+        **notes,
     )
 
 
@@ -123,7 +126,7 @@ def _skeleton(name: str, build: Callable[..., co.CoModule]) -> Network:
         length=entry.length,
         training=lambda: build(num_frames=100, **undropped),
         lesson=(2, 3, 100, 25, 2),
-        notes=(_ITSELF,),
+        clip_notes=(_ITSELF,),
     )
 
 
@@ -140,7 +143,7 @@ def _oadtr(name: str, blocks: int) -> Network:
 
 
 def _small(build: Build, channels: int, length: int | None, *notes: str) -> Network:
-    return Network(build, (channels,), build, length, notes=notes)
+    return Network(build, (channels,), build, length, clip_notes=notes)
 
 
 def _tcn(channels: int = 128, blocks: int = 4, classes: int = 10) -> co.Sequential:
@@ -180,8 +183,8 @@ NETWORKS = {
     "CoX3D-S": _video(co.models.cox3d_s, 160, 13),
     "CoX3D-M": _video(co.models.cox3d_m, 224, 16),
     "CoX3D-L": _video(co.models.cox3d_l, 312, 16),
-    "CoSlow": _video(co.models.coslow, 224, 8, _HEAD),
-    "CoI3D": _video(co.models.coi3d, 224, 8, _HEAD, _EVERY_SECOND),
+    "CoSlow": _video(co.models.coslow, 224, 8, notes=(_HEAD,)),
+    "CoI3D": _video(co.models.coi3d, 224, 8, notes=(_HEAD,), clip_notes=(_EVERY_SECOND,)),
     "CoST-GCN*": _skeleton("CoST-GCN*", co.models.cost_gcn),
     "CoA-GCN*": _skeleton("CoA-GCN*", co.models.coa_gcn),
     "CoS-TR*": _skeleton("CoS-TR*", co.models.cos_tr),

@@ -81,7 +81,7 @@ def measure(job: Job) -> dict[str, Any]:
     network = NETWORKS[job.network]
     net = network.build()
     given = network.variables(net, job.dtype)
-    notes: list[str] = [*network.notes]
+    notes: list[str] = [*network.notes, *network.clip_notes]
     peer = on_device(overwriting(to_continual(net, given, notes=notes)), job)
     net, variables = prepared(net, given, job)
     rates = machine_rates(job)

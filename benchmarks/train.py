@@ -24,7 +24,6 @@ from benchmarks.harness import (
     aligned,
     compared,
     compiled,
-    noted,
     on_device,
     on_jax,
     on_torch,
@@ -146,7 +145,6 @@ def measure(job: Job) -> dict[str, Any]:
         "deviation": apart,
         "train": compared(per_turn(ways, job), "torch"),
         "compile_seconds": ours.compile_seconds,
-        "notes": network.notes,
     }
 
 
@@ -165,7 +163,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return f"{aligned((*header, 'losses differ by'), cells)}\n\n{noted(rows)}".rstrip()
+    return aligned((*header, "losses differ by"), cells)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
