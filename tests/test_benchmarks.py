@@ -310,7 +310,7 @@ def test_the_picture_shows_what_was_measured(measured, tmp_path):
     result = {"conditions": conditions, "rows": [measured["step"]]}
     plot.draw([result, result], tmp_path / "steps.svg")
     picture = (tmp_path / "steps.svg").read_text()
-    for text in (said, "tiny", "batch 2"):
+    for text in (said, "tiny", "batch 1"):
         assert picture.count(f"<!-- {text} -->") == 2
     with pytest.raises(ValueError, match="measured in every file"):
         plot.draw([{"conditions": conditions, "rows": []}], tmp_path / "nothing.png")
