@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from cojax.chunks import Chunk, join, newest
+from cojax.chunks import Chunk, join
 from cojax.frames import Signal, Spec, State, select
 from cojax.layout import channels_last, channels_second, spec_last
 from cojax.timing import Timing
@@ -117,7 +117,7 @@ def replace_oldest(
     place = jnp.where(jnp.logical_and(valid, count >= 0), window.shape[-2] - 1, 0)
     batch, slots, *space, channels = ring.shape
     frame = lax.dynamic_slice(window, (0, *front, place, 0), (batch, *space, 1, channels))
-    return lax.dynamic_update_index_in_dim(ring, jnp.squeeze(frame, -2), count % slots, axis=1)
+    return write(ring, jnp.squeeze(frame, -2), count % slots, valid=True)
 
 
 def following(count: Array | int, y: Array) -> Array | int:
@@ -144,7 +144,7 @@ def windows(frames: Array, steps: int) -> Array:
 def rolled(frames: Array, slots: int, count: Array | int) -> Array:
     """The ring of the newest of frames, oldest first, given how many were written."""
     places = (jnp.arange(slots) - count) % slots
-    return jnp.take(newest(frames, slots), places, axis=1, mode="clip")
+    return jnp.take(frames[:, frames.shape[1] - slots :], places, axis=1, mode="clip")
 
 
 class DelayLine(NamedTuple):

@@ -99,43 +99,37 @@ class Emitted(NamedTuple):
         """The frames answered, ``(steps,)``; negative ones stand for no answer."""
         return self.last - stride * jnp.arange(self.steps)[::-1]
 
-    def covered(self, joined: Array, field: int, stride: int, axis: int = 1) -> Array:
+    def covered(self, joined: Array, field: int, stride: int) -> Array:
         """What the windows of the frames answered cover, the first window's start in front.
 
         Args:
-          joined: the ``field - 1`` frames before the chunk, and the chunk.
+          joined: the ``field - 1`` frames before the chunk, and the chunk, ``(B, T, ...)``.
           field: the receptive field.
           stride: the layer's stride.
-          axis: the axis of time.
         """
         if stride == 1:
             return joined
         padding = [(0, 0, 0)] * joined.ndim
-        padding[axis] = (stride - 1, 0, 0)
+        padding[1] = (stride - 1, 0, 0)
         joined = lax.pad(joined, jnp.zeros((), joined.dtype), padding)
         start = self.last - (self.steps - 1) * stride + stride - 1
         size = (self.steps - 1) * stride + field
-        return lax.dynamic_slice_in_dim(joined, start, size, axis)
+        return lax.dynamic_slice_in_dim(joined, start, size, axis=1)
 
 
-def join(memory: Array, frames: Array, blank: int | Array, axis: int = 1) -> Array:
+def join(memory: Array, frames: Array, blank: int | Array) -> Array:
     """What came before, and a chunk's frames: memory ends where the first valid frame begins."""
     if isinstance(blank, int) and not blank:
-        return jnp.concatenate([memory, frames], axis)
-    joined = jnp.concatenate([jnp.zeros_like(memory), frames], axis)
-    return lax.dynamic_update_slice_in_dim(joined, memory, blank, axis)
+        return jnp.concatenate([memory, frames], axis=1)
+    joined = jnp.concatenate([jnp.zeros_like(memory), frames], axis=1)
+    return lax.dynamic_update_slice_in_dim(joined, memory, blank, axis=1)
 
 
-def begun(memory: Array, frames: Array, chunk: Chunk, count: Array | int, axis: int = 1) -> Array:
+def begun(memory: Array, frames: Array, chunk: Chunk, count: Array | int) -> Array:
     """A memory, filled with a chunk's first valid frame if the stream begins with that."""
-    first = jnp.take(frames, jnp.minimum(chunk.blank, chunk.steps - 1), axis=axis)
+    first = jnp.take(frames, jnp.minimum(chunk.blank, chunk.steps - 1), axis=1)
     begins = (count == 0) & (chunk.valid_steps > 0)
-    return jnp.where(begins, jnp.expand_dims(first, axis), memory)
-
-
-def newest(joined: Array, steps: int, axis: int = 1) -> Array:
-    """The last frames: what is remembered of them."""
-    return lax.slice_in_dim(joined, joined.shape[axis] - steps, None, 1, axis)
+    return jnp.where(begins, first[:, None], memory)
 
 
 def met(flows: Sequence[Any], value: Array) -> Any:

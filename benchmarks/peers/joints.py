@@ -96,7 +96,7 @@ class _AttentionUnit(nn.Module):
         super().__init__()
         self.A = nn.Parameter(torch.from_numpy(net.graph.adjacency()))
         self.data_bn = nn.BatchNorm1d(net.in_channels * net.graph.joints)
-        self.attention_conv = _SpatialAttention(net.layers["attention_conv"])  # type: ignore[arg-type]
+        self.attention_conv = _SpatialAttention(net.layers["attention_conv"])  # type: ignore[arg-type]  # made by it
         self.bn = nn.BatchNorm2d(net.out_channels)
         self.adds = net.in_channels == net.out_channels
 
