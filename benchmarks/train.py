@@ -8,6 +8,7 @@ are small enough for a CPU: ``lesson`` in ``benchmarks.networks``. The losses of
 compared first: the second shows whether gradients agree.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -41,8 +42,10 @@ from benchmarks.peers import overwriting, to_torch_nn
 NAMES = tuple(name for name, network in NETWORKS.items() if network.training is not None)
 _RATE, _MOMENTUM = 1e-3, 0.9
 _STEPS = 3  # So many losses are compared.
-# A loss is a mean, in which rounding averages out; gradients carry it on.
-_TOLERANCE = {"float32": 2e-3, "bfloat16": 0.1}
+# A loss is a mean, in which rounding averages out; gradients carry it on: those of CoS-TR* in
+# float32 are 1 % off those in float64.
+_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+_OF_CHANGE = 0.02
 
 
 def lesson(network: Network, batch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,12 +108,15 @@ class Theirs:
 
 def _compared(ours: Ours, theirs: Theirs, job: Job) -> list[float]:
     """How far the losses of the first steps are apart, in proportion."""
-    apart = []
+    apart: list[float] = []
+    first = math.nan
     for number in range(1, _STEPS + 1):
         a, b = float(ours()), float(theirs())
+        first = b if number == 1 else first
         apart.append(abs(a - b) / abs(b))
-        # Not written as a < so that a NaN is none.
-        if not apart[-1] <= _TOLERANCE[job.dtype]:
+        allowed = _TOLERANCE[job.dtype] * abs(b) + _OF_CHANGE * abs(b - first)
+        # Not written as a > so that a NaN is one.
+        if not abs(a - b) <= allowed:
             raise Disagreement(f"the loss of step {number} is {a} in cojax and {b} in torch")
     return apart
 

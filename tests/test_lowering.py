@@ -1,7 +1,9 @@
 """What compiled steps are made of."""
 
+import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from jax import export, lax
 
 import cojax as co
-from cojax.ops.convolution import convolve_clip, convolve_window
+from cojax.ops.convolution import convolution, convolve_clip, convolve_window
 from cojax.timing import Axis
 from tests.laws import clip_of
 from tests.networks import random_variables
@@ -106,6 +108,62 @@ def test_lowered_convolutions_are_those_of_xla_and_so_are_their_gradients(name):
         steps = x[:, : kernel_size[0]]
         window = convolve_window(jnp.moveaxis(steps, 1, -2), kernel, axes[1:], groups)
         np.testing.assert_allclose(window, plain(steps, kernel)[:, 0], rtol=1e-4, atol=1e-4)
+
+
+LARGE = {
+    "of an image": ((20, 18), (3, 3), [Axis(3, 1, 1), Axis(3, 1, 1)]),
+    "with a stride": ((20, 18), (3, 3), [Axis(3, 2, 1), Axis(3, 2, 1)]),
+    "with a stride along one axis": ((20, 18), (3, 3), [Axis(3, 2, 1), Axis(3, 1, 1)]),
+    "dilated": ((20, 18), (3, 3), [Axis(3, 1, 1, 2), Axis(3, 1, 0)]),
+    "along time": ((20, 18), (5, 1), [Axis(5, 1, 0), Axis(1, 1, 0)]),
+    "along time, from the past": ((20, 18), (5, 1), [Axis(5, 1, 8, 2, uneven=-8), Axis(1, 1, 0)]),
+    "of thin rows": ((40, 18), (7, 7), [Axis(7, 2, 3), Axis(7, 2, 3)]),
+    "of one column": ((20, 1), (3, 1), [Axis(3, 1, 2, uneven=-2), Axis(1, 1, 0)]),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_convolutions_are_those_of_xla_in_every_transformation(name):
+    size, kernel_size, axes = LARGE[name]
+    x, kernel = clip_of((2, *size, 4)), clip_of((*kernel_size, 4, 3), seed=1)
+    strides = [axis.stride for axis in axes]
+    options = {"padding": [axis.pads for axis in axes], "rhs_dilation": [a.dilation for a in axes]}
+
+    def plain(x, kernel):
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, strides, dimension_numbers=dimensions, **options)
+
+    def everything(convolve, x, kernel):
+        y, pull = jax.vjp(convolve, x, kernel)
+        tangents = clip_of(x.shape, seed=2), clip_of(kernel.shape, seed=3)
+
+        def energy(x, kernel):
+            return jnp.sum(convolve(x, kernel) ** 2) / y.size
+
+        return {
+            "value": y,
+            "gradients": pull(clip_of(y.shape, seed=4)),
+            "change": jax.jvp(convolve, (x, kernel), tangents)[1],
+            "batches": jax.vmap(convolve, (0, None))(jnp.stack([x, -x]), kernel),
+            "kernels": jax.vmap(convolve, (None, 0))(x, jnp.stack([kernel, -kernel])),
+            "curvature": jax.jvp(jax.grad(energy, (0, 1)), (x, kernel), tangents)[1],
+        }
+
+    found = jax.jit(lambda *given: everything(functools.partial(convolution, axes=axes), *given))
+    expected = jax.jit(lambda *given: everything(plain, *given))
+    chex.assert_trees_all_close(found(x, kernel), expected(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of what XLA makes of it for a CPU")
+@pytest.mark.parametrize(
+    "name", sorted(LARGE.keys() - {"of thin rows"})
+)  # with 24 channels they are not
+def test_large_convolutions_are_not_laid_out_in_memory(name):
+    size, kernel_size, axes = LARGE[name]
+    x, kernel = clip_of((2, *size, 24)), clip_of((*kernel_size, 24, 24), seed=1)
+    lowered = jax.jit(lambda x, kernel: convolution(x, kernel, axes)).lower(x, kernel)
+    assert "convolution(" in lowered.compile().as_text()
+    assert "ynn_fusion" not in lowered.compile().as_text()
 
 
 def test_steps_lower_for_a_tpu():

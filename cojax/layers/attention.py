@@ -23,6 +23,7 @@ from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
 from cojax.module import CoModule, require_floating
 from cojax.ops.attention import attended, attention_weights
+from cojax.ops.product import product
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -104,7 +105,7 @@ class _MultiheadAttention(CoModule):
         """Queries, keys and values ``(..., H, D)`` of tokens ``(..., C)``, or of three streams."""
         projected = []
         for x, kernel, offset in zip(_three(tokens), self.kernels, self.offsets, strict=True):
-            y = x @ kernel.astype(x.dtype)
+            y = product(x, kernel.astype(x.dtype))
             if offset is not None:
                 y = y + offset.astype(x.dtype)
             projected.append(y.reshape(*y.shape[:-1], self.num_heads, -1))
@@ -121,7 +122,7 @@ class _MultiheadAttention(CoModule):
             key, value = _with(key, zero), _with(value, zero)
         weights = self.drop.clip(attention_weights(query, key), train=train)
         y = attended(weights, value)
-        y = y @ self.out_kernel.astype(y.dtype)
+        y = product(y, self.out_kernel.astype(y.dtype))
         return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
 
 

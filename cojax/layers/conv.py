@@ -1,6 +1,7 @@
 """Continual convolutions over one temporal and up to two spatial axes."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax.numpy as jnp
@@ -143,9 +144,7 @@ class _Conv(CoModule):
     def clip(self, x: Array, train: bool = False) -> Array:
         if self.timing.n_out(x.shape[2]) < 1:
             raise InputError(self._too_short(x.shape[2]))
-        time, *_ = self._axes
-        x = jnp.pad(channels_last(x), [(0, 0), time.pads, *[(0, 0)] * (x.ndim - 2)])
-        return channels_second(self._convolved_clip(x))
+        return channels_second(self._convolved_clip(channels_last(x), self._axes[0]))
 
     def fresh_state(self, x: Spec) -> State:
         memory = self.timing.receptive_field - 1
@@ -167,13 +166,13 @@ class _Conv(CoModule):
                     x = jnp.where(signal.past > 0, newest, x)
             places = count + time.dilation * np.arange(time.kernel_size - 1)
             window = pad_space(shown(ring, x, count, places), space, self.padding_mode)
-            y = self._convolved(window)
+            y = self._convolved(window, [axis.unpadded for axis in space])
             front = [axis.padding for axis in space]
             place = following(count, y)
             after["window"] = replace_oldest(ring, window, front, place, signal.valid)
         else:
-            window = pad_space(jnp.expand_dims(x, -2), space, self.padding_mode)
-            y = self._convolved(window)
+            x, left = self._padded(x, first=1)
+            y = self._convolved(jnp.expand_dims(x, -2), left)
         y = channels_second(y)
         return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
 
@@ -189,20 +188,27 @@ class _Conv(CoModule):
             after["window"] = rolled(x, memory.shape[1], self._counter.of(after))
         emitted = chunk.emitted(count, timing)
         x = emitted.covered(x, timing.receptive_field, timing.stride)
-        y = channels_second(self._convolved_clip(x))
+        y = channels_second(self._convolved_clip(x, self._axes[0].unpadded))
         return chunk.leaves(y, emitted, timing), after
 
-    def _convolved_clip(self, x: Array) -> Array:
-        """``(B, T, *S, C)``, padded in time."""
-        axes = [axis.unpadded for axis in self._axes]
-        x = pad_space(x, self._axes[1:], self.padding_mode, first=2)
-        return self._biased(convolve_clip(x, self.kernel.astype(x.dtype), axes, self.groups))
+    def _convolved_clip(self, x: Array, time: Axis) -> Array:
+        """``(B, T, *S, C)``."""
+        x, space = self._padded(x, first=2)
+        kernel = self.kernel.astype(x.dtype)
+        return self._biased(convolve_clip(x, kernel, [time, *space], self.groups))
 
-    def _convolved(self, window: Array) -> Array:
-        """``(B, *S, k, C)``, padded in space."""
-        space = [axis.unpadded for axis in self._axes[1:]]
+    def _convolved(self, window: Array, space: Sequence[Axis]) -> Array:
+        """``(B, *S, k, C)``."""
         kernel = self.kernel.astype(window.dtype)
         return self._biased(convolve_window(window, kernel, space, self.groups))
+
+    def _padded(self, x: Array, first: int) -> tuple[Array, Sequence[Axis]]:
+        """The axes of space from ``first`` on, padded with anything but zeros, and what is left."""
+        space = self._axes[1:]
+        if self.padding_mode == "zeros":
+            return x, space
+        x = pad_space(x, space, self.padding_mode, first)
+        return x, [axis.unpadded for axis in space]
 
     def _biased(self, y: Array) -> Array:
         return y + self.offset.astype(y.dtype) if self.bias else y

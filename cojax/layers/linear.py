@@ -9,6 +9,7 @@ from cojax.frames import Spec
 from cojax.layers.axes import non_temporal
 from cojax.layers.initializers import Initializer, fan_in_uniform
 from cojax.module import TimeLocal, require_floating
+from cojax.ops.product import product
 
 
 class Linear(TimeLocal):
@@ -76,7 +77,7 @@ class Linear(TimeLocal):
 
     def clip(self, x: Array, train: bool = False) -> Array:
         x = jnp.swapaxes(x, self.channel_dim, -1)
-        y = x @ self.kernel.astype(x.dtype)
+        y = product(x, self.kernel.astype(x.dtype))
         if self.bias:
             y = y + self.offset.astype(x.dtype)
         return jnp.swapaxes(y, self.channel_dim, -1)

@@ -17,6 +17,7 @@ from cojax.layers.arguments import one_of, require_positive
 from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
 from cojax.module import CoModule, require_step
+from cojax.ops.product import product
 
 Weights = dict[str, Array]
 # What a layer remembers from step to step, its hidden state first.
@@ -231,7 +232,7 @@ def _once(body: Callable[..., Any], memory: Memory, x: Array) -> Any:
 
 
 def _affine(weights: Weights, name: str, x: Array) -> Array:
-    y = x @ weights[f"kernel_{name}"]
+    y = product(x, weights[f"kernel_{name}"])
     return y + weights[f"bias_{name}"] if f"bias_{name}" in weights else y
 
 

@@ -91,8 +91,9 @@ def _maximum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, first = primals
     order = (first + jnp.arange(x.shape[axis])) % x.shape[axis]
     place = order[jnp.argmax(jnp.take(x, order, axis), axis)]
-    tangent = jnp.take_along_axis(tangents[0], jnp.expand_dims(place, axis), axis)
-    return jnp.max(x, axis), jnp.squeeze(tangent, axis)
+    # A mask: the gradient of a gather is a scatter, which is slow.
+    taken = lax.broadcasted_iota(place.dtype, x.shape, axis) == jnp.expand_dims(place, axis)
+    return jnp.max(x, axis), jnp.sum(jnp.where(taken, tangents[0], 0), axis)
 
 
 def mean_divisor(sizes: Sequence[int], axes: Sequence[Axis], include_pad: bool) -> Array:
