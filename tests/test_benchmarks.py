@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import cojax as co
-from benchmarks import forward, harness, networks, plot, prefill, step, train
+from benchmarks import forward, harness, networks, ops, plot, prefill, step, train
 from benchmarks.harness import Disagreement, Job, NoDevice
 from benchmarks.networks import NETWORKS, Network
 from benchmarks.pairs import Spread, side_by_side
@@ -277,6 +277,14 @@ def test_a_step_is_measured_where_both_libraries_answer(measured):
     seconds = row["steps"]["cojax"]["ms"]["median"] / 1e3
     assert row["matrix_fraction"] == pytest.approx(2 * row["macs"] / seconds / 1e11)
     assert {*row["window"]} == {"length", "cojax", "torch"}
+
+
+def test_a_layer_is_measured_in_every_place(monkeypatch):
+    monkeypatch.setitem(ops.OPS, "tiny", ops.Op(co.Conv1d(6, 4, 3), (6,)))
+    row = {"network": "tiny"} | ops.measure(Job("tiny", 2, rounds=3, seconds=1e-3))
+    assert {*row["us"]} == {"alone", "cond", "scan", "gradient", "gradient of scan"}
+    lines = ops.table([row]).splitlines()
+    assert lines[2].split()[:2] == ["tiny", "6"]
 
 
 def test_a_measurement_that_fails_is_said_and_the_others_are_kept(monkeypatch, tmp_path, capsys):

@@ -12,13 +12,13 @@ from jax.typing import DTypeLike
 from cojax.buffers import Counter, following, read, replace_oldest, rolled, shown, unrolled
 from cojax.chunks import Chunk, begun, join
 from cojax.errors import InputError
-from cojax.frames import Signal, Spec, State
+from cojax.frames import Signal, Spec, State, select
 from cojax.layers.arguments import IntOrTuple, Padding, one_of, padded_windows, spatial_lengths
 from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer, fan_in_uniform
 from cojax.layout import channels_last, channels_second
 from cojax.module import CoModule, require_step
-from cojax.ops.convolution import convolve_clip, convolve_window, pad_space
+from cojax.ops.convolution import contributions, convolve_clip, convolve_window, pad_space
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -56,8 +56,9 @@ class _Conv(CoModule):
 
     Shapes:
       clip ``(B, in_channels, T, *S)`` to ``(B, out_channels, T', *S')``; step ``(B, in_channels,
-      *S)`` to ``(B, out_channels, *S')``; state ``window``, a ring ``(B, receptive_field - 1, *S,
-      in_channels)``, and ``count`` ``()``; without a memory or a stride there is none.
+      *S)`` to ``(B, out_channels, *S')``; state ``count`` ``()`` and ``window``, a ring of inputs
+      ``(B, receptive_field - 1, *S, in_channels)``, or ``sums``, a ring of outputs to come ``(B,
+      receptive_field, *S', out_channels)``; without a memory or a stride there is none.
 
     Raises:
       ValueError: at construction, for arguments that do not go together.
@@ -116,7 +117,8 @@ class _Conv(CoModule):
     def _counter(self) -> Counter:
         memory = self.timing.receptive_field - 1
         first = 1 if self.temporal_fill == "replicate" and memory else 0
-        return Counter.for_timing(self.timing, exact=first, slots=max(memory, 1))
+        slots = memory + 1 if self._keeps_sums else max(memory, 1)
+        return Counter.for_timing(self.timing, exact=first, slots=slots)
 
     def setup(self) -> None:
         per_group = self.in_channels // self.groups
@@ -146,10 +148,39 @@ class _Conv(CoModule):
             raise InputError(self._too_short(x.shape[2]))
         return channels_second(self._convolved_clip(channels_last(x), self._axes[0]))
 
+    @property
+    def _keeps_sums(self) -> bool:
+        """Whether the memory is one of outputs, which lack some inputs yet, and not of inputs.
+
+        Where that is faster: depthwise, one input is read for all of them, and they are added to
+        in place (54 channels, 3x3x3, of 56x56: 0.65 ms instead of 0.90, as a batch of 8 4.0
+        instead of 23). And where outputs are smaller.
+        """
+        time, *space = self._axes
+        if time.kernel_size == 1 or time.stride > 1 or time.dilation > 1:
+            return False
+        if self.temporal_fill != "zeros":
+            return False
+        sums = time.kernel_size * self.out_channels
+        inputs = (time.kernel_size - 1) * self.in_channels
+        thinned = math.prod(axis.stride for axis in space)
+        if self.groups == self.in_channels > 1:
+            return sums <= 2 * inputs * thinned
+        return self.groups == 1 and self._over_time and sums < inputs * thinned
+
+    @property
+    def _over_time(self) -> bool:
+        """Whether space is not looked around in."""
+        return all(axis.kernel_size == 1 for axis in self._axes[1:])
+
     def fresh_state(self, x: Spec) -> State:
         memory = self.timing.receptive_field - 1
         if not memory:
             return self._counter.fresh()
+        if self._keeps_sums:
+            y = self.output_spec(x)
+            sums = jnp.zeros((y.shape[0], memory + 1, *y.shape[2:], y.shape[1]), y.dtype)
+            return {"sums": sums, **self._counter.fresh()}
         window = jnp.zeros((x.shape[0], memory, *x.shape[2:], x.shape[1]), x.dtype)
         return {"window": window, **self._counter.fresh()}
 
@@ -157,7 +188,16 @@ class _Conv(CoModule):
         x = channels_last(signal.clean())
         count, after = self._counter.of(state), self._counter.advance(state, signal.valid)
         time, *space = self._axes
-        if time.kernel_size > 1:
+        if self._keeps_sums:
+            x, left = self._padded(x, first=1)
+            ahead = (jnp.arange(time.kernel_size) - count) % time.kernel_size
+            kernel, taps = self.kernel.astype(x.dtype), time.kernel_size - 1 - ahead
+            added = contributions(x, kernel, taps, left, self.groups)
+            begins = (ahead == time.kernel_size - 1).reshape(-1, *(1,) * (x.ndim - 1))
+            sums = jnp.where(begins, 0, state["sums"]) + added
+            after["sums"] = select(signal.valid, sums, state["sums"])
+            y = self._biased(read(after["sums"], count % time.kernel_size))
+        elif time.kernel_size > 1:
             ring = state["window"]
             if self.temporal_fill == "replicate":
                 ring = jnp.where(count == 0, x[:, None], ring)
@@ -180,6 +220,8 @@ class _Conv(CoModule):
         timing, count = self.timing, self._counter.of(state)
         x = channels_last(chunk.clean())
         after = self._counter.advance_by(state, chunk.valid_steps)
+        if self._keeps_sums:
+            return self._chunk_of_sums(state, chunk, x, after)
         if timing.receptive_field > 1:
             memory = unrolled(state["window"], count)
             if self.temporal_fill == "replicate":
@@ -191,11 +233,28 @@ class _Conv(CoModule):
         y = channels_second(self._convolved_clip(x, self._axes[0].unpadded))
         return chunk.leaves(y, emitted, timing), after
 
+    def _chunk_of_sums(
+        self, state: State, chunk: Chunk, x: Array, after: State
+    ) -> tuple[Chunk, State]:
+        timing, count = self.timing, self._counter.of(state)
+        time = self._axes[0]._replace(padding=timing.receptive_field - 1, uneven=0)
+        # From the step before the chunk on, to the last that it has a part in.
+        added = self._unbiased_clip(x, time)
+        added = jnp.pad(added, [(0, 0), (1, 0), *[(0, 0)] * (added.ndim - 2)])
+        # The last that was complete before the first valid frame, and those that were not yet.
+        before = unrolled(state["sums"], count - 1)
+        sums = added + join(before, jnp.zeros_like(added[:, : chunk.steps]), chunk.blank)
+        after["sums"] = rolled(sums, timing.receptive_field, self._counter.of(after) - 1)
+        y = channels_second(self._biased(sums[:, 1 : chunk.steps + 1]))
+        return chunk.leaves(y, chunk.emitted(count, timing), timing), after
+
     def _convolved_clip(self, x: Array, time: Axis) -> Array:
+        return self._biased(self._unbiased_clip(x, time))
+
+    def _unbiased_clip(self, x: Array, time: Axis) -> Array:
         """``(B, T, *S, C)``."""
         x, space = self._padded(x, first=2)
-        kernel = self.kernel.astype(x.dtype)
-        return self._biased(convolve_clip(x, kernel, [time, *space], self.groups))
+        return convolve_clip(x, self.kernel.astype(x.dtype), [time, *space], self.groups)
 
     def _convolved(self, window: Array, space: Sequence[Axis]) -> Array:
         """``(B, *S, k, C)``."""
