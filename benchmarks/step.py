@@ -53,6 +53,9 @@ _COMPARED, _FRAMES = 4, 8
 class Stepping:
     """A stream in cojax by its compiled step, which is given the variables and the state.
 
+    Where the network has a temporal stride, the step skips what no output needs. What is said of a
+    step is the mean over as many of them as there are to an output.
+
     Attributes:
       compile_seconds: what lowering and compiling took.
       first_seconds: what it took until the first step's output was there, compilation included.
@@ -60,8 +63,9 @@ class Stepping:
 
     def __init__(self, net: co.CoModule, variables: Any, x: Any):
         def step(variables: Any, state: Any, x_t: Any) -> Any:
-            return net.apply(variables, state, x_t, method="forward_step")
+            return net.apply(variables, state, x_t, skip=skip, method="forward_step")
 
+        skip = net.timing.stride > 1
         self.variables, self.state = variables, net.init_state(x)
         start = time.perf_counter()
         jitted = jax.jit(step, donate_argnums=1)

@@ -74,10 +74,15 @@ def ring(x: Spec, slots: int, fill: float = 0) -> Array:
 
 
 def write(ring: Array, frame: Array, position: Array | int, valid: bool | Array) -> Array:
-    """The ring with the frame in the slot at ``position``, unchanged where invalid."""
+    """The ring with the frame in the slot at ``position``, unchanged where invalid.
+
+    What is read has the shape of what is written. Else XLA reads it apart from writing, and in a
+    branch it would copy the ring for that.
+    """
+    slot = jnp.expand_dims(frame, 1)
     if valid is not True:
-        frame = jnp.where(valid, frame, read(ring, position))
-    return lax.dynamic_update_index_in_dim(ring, frame, position, axis=1)
+        slot = jnp.where(valid, slot, lax.dynamic_slice_in_dim(ring, position, 1, axis=1))
+    return lax.dynamic_update_slice_in_dim(ring, slot, position, axis=1)
 
 
 def read(ring: Array, position: Array | int) -> Array:
@@ -114,10 +119,15 @@ def replace_oldest(
       count: how many frames were written before.
       valid: whether the frame is written.
     """
-    place = jnp.where(jnp.logical_and(valid, count >= 0), window.shape[-2] - 1, 0)
+    taken = jnp.logical_and(valid, count >= 0)
+    place = jnp.where(taken, window.shape[-2] - 1, 0)
     batch, slots, *space, channels = ring.shape
     frame = lax.dynamic_slice(window, (0, *front, place, 0), (batch, *space, 1, channels))
-    return write(ring, jnp.squeeze(frame, -2), count % slots, valid=True)
+    frame = jnp.squeeze(frame, -2)
+    if slots == 1:
+        # XLA would lay the frame out as it likes, and then copy it to where the ring lies.
+        return jnp.where(taken, frame[:, None], ring)
+    return write(ring, frame, count % slots, valid=True)
 
 
 def following(count: Array | int, y: Array) -> Array | int:

@@ -77,6 +77,7 @@ class Signal:
       past: 0 for a real frame; n for the n-th frame after the end of the stream.
       chunked: whether ``forward_steps`` is running, for functions that differ by mode.
       tidy: whether the value is known to be zero where it is invalid.
+      skip: whether work that no output needs is left out, by a branch instead of masks.
     """
 
     value: Array
@@ -84,6 +85,7 @@ class Signal:
     past: int | Array = 0
     chunked: bool = False
     tidy: bool = False
+    skip: bool = False
 
     @property
     def always_real(self) -> bool:

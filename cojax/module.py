@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.core.scope import is_filter_empty
 from flax.linen.kw_only_dataclasses import field
 from jax import Array
 
@@ -214,13 +215,19 @@ class CoModule(nn.Module):
         return self.clip(x, train=train)
 
     @final
-    def forward_step(self, state: State, x_t: Any, train: bool = False) -> tuple[Any, State]:
+    def forward_step(
+        self, state: State, x_t: Any, train: bool = False, skip: bool = False
+    ) -> tuple[Any, State]:
         """One step of a stream.
 
         Args:
           state: what :meth:`init_state` or the step before returned.
           x_t: the step, ``(B, C, *S)`` or a :class:`Frame` of it; a tuple for several streams.
           train: as in :meth:`forward`; statistics are those of the step.
+          skip: whether a step leaves out what stands behind a temporal stride in a
+            :class:`Sequential` while nothing comes from there: the same up to rounding, faster.
+            For one stream (of any batch size), since ``vmap`` runs both branches of a choice and
+            selects. Has no effect in training, and where a collection of variables is mutable.
 
         Returns:
           The output :class:`Frame` and the next state.
@@ -229,7 +236,10 @@ class CoModule(nn.Module):
           InputError: if the step does not fit the network, or the state does not fit the step.
         """
         _require_state(state)
-        signals = _arriving(x_t)
+        if not isinstance(skip, bool | np.bool_):
+            raise InputError(f"skip must be a bool, known while tracing, got {skip!r}")
+        # A branch that is not taken could create no variable, nor draw a random number.
+        signals = _arriving(x_t, skip=bool(skip) and not train and self._changes_nothing)
         self._check(state, map_streams(spec_of, signals))
         signals, state = self.step(state, signals, train=train)
         return map_streams(_departing, signals), state
@@ -360,6 +370,11 @@ class CoModule(nn.Module):
             object.__setattr__(self, name, value)
         self.__post_init__()
 
+    @property
+    def _changes_nothing(self) -> bool:
+        """Whether no collection of variables is mutable."""
+        return self.scope is None or is_filter_empty(self.scope.mutable)
+
     @nn.nowrap
     def _too_short(self, steps: int) -> str:
         timing = self.timing
@@ -482,12 +497,12 @@ def _require_state(state: Any) -> None:
         )
 
 
-def _arriving(x: Any, chunked: bool = False) -> Any:
+def _arriving(x: Any, chunked: bool = False, skip: bool = False) -> Any:
     if isinstance(x, Frame):
-        return Signal(jnp.asarray(x.value), _validity(x, ()), chunked=chunked)
+        return Signal(jnp.asarray(x.value), _validity(x, ()), chunked=chunked, skip=skip)
     if isinstance(x, tuple | list):
-        return tuple(_arriving(stream, chunked) for stream in x)
-    return Signal(jnp.asarray(x), chunked=chunked)
+        return tuple(_arriving(stream, chunked, skip) for stream in x)
+    return Signal(jnp.asarray(x), chunked=chunked, skip=skip)
 
 
 def _arriving_chunked(x: Any) -> Any:

@@ -252,6 +252,40 @@ def check_poison(bench: Bench, gradients: bool) -> None:
             assert_close(beside, alone, "outputs beside invalid frames", bench.dtype)
 
 
+def check_skipping(net: co.CoModule, x: Any, variables: Any = None, seed: int = 0) -> None:
+    """A stream with gaps gives the same frames and states whether or not its steps skip."""
+    bench = Bench(net, x, variables)
+    valid = np.random.default_rng(seed).random(bench.steps) < 0.8
+
+    def gapped(x: jax.Array, t: int) -> co.Frame:
+        return co.Frame(x[:, :, t] if valid[t] else x[:, :, t] * jnp.nan, jnp.asarray(valid[t]))
+
+    @jax.jit
+    def skipping(state: Any, x_t: Any) -> Any:
+        return net.apply(bench.variables, state, x_t, skip=True, method="forward_step")
+
+    state, answers = bench.fresh(), 0
+    expected = state
+    with compilations(1, of="skipping"), compilations(1, of="_step"):
+        for t in range(bench.steps):
+            x_t = map_streams(lambda x, t=t: gapped(x, t), bench.x)
+            frames, state = skipping(state, x_t)
+            masked, expected = bench.step(expected, x_t)
+            for each, other in zip(flat_streams(frames), flat_streams(masked), strict=True):
+                assert bool(each.valid) == bool(other.valid), f"valid at step {t}"
+                if each.valid:
+                    answers += 1
+                    assert_close(each.value, other.value, f"skipping at step {t}", bench.dtype)
+            assert_close(state, expected, f"state, skipping at step {t}", bench.dtype)
+            assert jax.tree.map(spec_and_type, state) == jax.tree.map(spec_and_type, expected)
+    assert answers, "the stream is too short to show anything"
+
+
+def spec_and_type(leaf: jax.Array) -> tuple[Any, bool]:
+    """Shape and dtype, and whether the type is weak."""
+    return spec_of(leaf), leaf.weak_type
+
+
 def check_independent_streams(bench: Bench, states: list[Any], rows: bool) -> None:
     """Law 6: vmapped streams, each at its own place, and batch rows do not touch each other."""
     places = sorted({1, bench.steps // 2, bench.steps - 1})

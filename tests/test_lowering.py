@@ -17,12 +17,12 @@ from tests.laws import clip_of
 from tests.networks import random_variables
 
 
-def compiled_step(net, x_t):
+def compiled_step(net, x_t, skip=False):
     variables = random_variables(net, 0)
     state = net.init_state(x_t)
 
     def step(state, x_t):
-        return net.apply(variables, state, x_t, method="forward_step")
+        return net.apply(variables, state, x_t, skip=skip, method="forward_step")
 
     return jax.jit(step, donate_argnums=0).lower(state, x_t).compile(), state
 
@@ -31,6 +31,7 @@ NETWORKS = {
     "a depthwise convolution": co.Conv3d(20, 20, 3, padding=1, groups=20),
     "a delay": co.Delay(3),
     "a temporal convolution": co.Conv3d(20, 20, (5, 1, 1)),
+    "a convolution that remembers one frame": co.Conv3d(20, 20, (2, 1, 1)),
     "a pool": co.AvgPool3d((4, 1, 1), stride=1),
     "a residual block": co.Residual(
         co.Sequential(
@@ -43,7 +44,38 @@ NETWORKS = {
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of what XLA makes of it for a CPU")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_copies_none_of_its_memories(name):
-    step, state = compiled_step(NETWORKS[name], jnp.zeros((2, 20, 10, 10)))
+    assert_copies_nothing(*compiled_step(NETWORKS[name], jnp.zeros((2, 20, 10, 10))))
+
+
+SKIPPED = {
+    **NETWORKS,
+    "what is delayed itself": co.Sequential(
+        co.Skip(2),
+        *(co.Conv3d(20, 20, (3, 1, 1), padding=(1, 0, 0)), co.Delay(3), co.AvgPool3d((2, 1, 1), 1)),
+    ),
+    "a further stride": co.Sequential(
+        co.Conv3d(20, 20, (3, 1, 1)), co.MaxPool3d((2, 1, 1)), co.Conv3d(20, 20, (4, 1, 1))
+    ),
+    "branches": co.Sequential(
+        co.BroadcastReduce(
+            co.Sequential(co.Conv3d(20, 20, 1, stride=(2, 1, 1)), co.Delay(1)),
+            co.Sequential(co.MaxPool3d((2, 1, 1)), co.Conv3d(20, 20, (3, 1, 1), padding=(1, 0, 0))),
+        ),
+        co.Conv3d(20, 20, (2, 1, 1)),
+    ),
+}
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of what XLA makes of it for a CPU")
+@pytest.mark.parametrize("name", SKIPPED)
+def test_a_step_that_skips_copies_none_of_its_memories(name):
+    net = co.Sequential(co.MaxPool3d((2, 1, 1)), SKIPPED[name])
+    step, state = compiled_step(net, jnp.zeros((2, 20, 10, 10)), skip=True)
+    assert " conditional(" in step.as_text()
+    assert_copies_nothing(step, state)
+
+
+def assert_copies_nothing(step, state):
     rings = {
         f"{leaf.dtype.name[0]}32[{','.join(map(str, leaf.shape))}]"
         for leaf in jax.tree.leaves(state)

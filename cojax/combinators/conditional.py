@@ -1,5 +1,6 @@
 """A choice between two modules."""
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -238,5 +239,6 @@ class Conditional(_Branches):
 
         (value, valid, past), after = nn.cond(choice, take("0"), take("1"), self, states)
         signal = held[self.order[0]]
-        output = Signal(value, valid, 0 if signal.always_real else past, signal.chunked)
+        past = 0 if signal.always_real else past
+        output = dataclasses.replace(signal, value=value, valid=valid, past=past, tidy=False)
         return output, after

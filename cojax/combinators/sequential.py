@@ -1,16 +1,19 @@
 """Modules one behind another."""
 
+import dataclasses
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 from flax.core import FrozenDict
+from jax import Array
 
 from cojax.combinators.parallel import Broadcast, Parallel
 from cojax.container import Container, keep, key, named
 from cojax.errors import located
-from cojax.frames import State
+from cojax.frames import Frame, Signal, Spec, State, map_streams, spec_of
 from cojax.module import CoModule, advance
 from cojax.timing import Timing, in_sequence
 
@@ -20,6 +23,9 @@ class Sequential(Container):
 
     ``Sequential(a, b)``, ``Sequential([a, b])`` or ``Sequential({"first": a, "second": b})``. A
     :class:`Broadcast` without a number of streams takes that of the :class:`Parallel` behind it.
+
+    In a step with ``skip=True`` the modules behind one with a temporal stride run only where that
+    one has answered.
 
     Source: ``torch.nn.Sequential``, ``continual.Sequential``.
 
@@ -85,8 +91,62 @@ class Sequential(Container):
         return keep(states)
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        states = {}
-        for name, child in self.children().items():
+        return self._run(self.order, state, signal, train)
+
+    @nn.nowrap
+    def _run(
+        self, names: tuple[str, ...], state: State, signal: Any, train: bool
+    ) -> tuple[Any, State]:
+        states: dict[str, State] = {}
+        for number, name in enumerate(names, 1):
+            child, behind = self.layers[name], names[number:]
             with located(key(name)):
                 signal, states[name] = advance(child, state.get(key(name), {}), signal, train)
+            if behind and child.timing.stride > 1 and _may_skip(signal):
+                signal, after = self._run_if_valid(behind, state, signal, train)
+                return signal, {**keep(states), **after}
         return signal, keep(states)
+
+    @nn.nowrap
+    def _run_if_valid(
+        self, names: tuple[str, ...], state: State, signal: Signal, train: bool
+    ) -> tuple[Any, State]:
+        """Runs these modules where the signal is valid, and leaves all as it is where it is not."""
+        answered: Any = spec_of(signal)
+        for name in names:
+            answered = self.layers[name].output_spec(answered)
+        before = {key(name): state[key(name)] for name in names if key(name) in state}
+
+        def run(module: Sequential, value: Array, before: State) -> tuple[Any, State]:
+            # Known to be valid, it needs no mask.
+            valid = dataclasses.replace(signal, value=value, valid=True)
+            output, after = module._run(names, before, valid, train)
+            _require_specs(map_streams(spec_of, output), answered)
+            return map_streams(lambda s: Frame(s.value, jnp.asarray(s.valid)), output), after
+
+        def rest(module: Sequential, value: Array, before: State) -> tuple[Any, State]:
+            return map_streams(_nothing, answered), before
+
+        frames, after = nn.cond(signal.valid, run, rest, self, signal.value, before)
+
+        def flows(frame: Frame) -> Signal:
+            return dataclasses.replace(signal, value=frame.value, valid=frame.valid, tidy=False)
+
+        return map_streams(flows, frames), after
+
+
+def _may_skip(flow: Any) -> bool:
+    # Several streams might be valid at different steps.
+    return isinstance(flow, Signal) and flow.skip and flow.always_real and flow.valid is not True
+
+
+def _nothing(spec: Spec) -> Frame:
+    return Frame(jnp.zeros(spec.shape, spec.dtype), jnp.zeros((), jnp.bool_))
+
+
+def _require_specs(given: Any, declared: Any) -> None:
+    if given != declared:
+        raise TypeError(
+            f"modules behind a stride answer steps of {given}, but by their output_spec of "
+            f"{declared}"
+        )

@@ -31,8 +31,9 @@ _CONSTANT_BYTES = 4 * 2**20
 class Stream:
     """Runs a network on a live stream, one step at a time.
 
-    The step is compiled once and updates its state in place. Calls return as soon as the step is
-    dispatched, like any JAX computation.
+    The step is compiled once and updates its state in place. In a network with a temporal stride it
+    skips what no output needs (``skip`` of :meth:`CoModule.forward_step`). Calls return as soon as
+    the step is dispatched, like any JAX computation.
 
     Example::
 
@@ -198,7 +199,8 @@ class Stream:
 
     def _apply_step(self, state: State, passed: Any, x_t: Any) -> Any:
         variables = self._constant if passed is None else passed
-        return self.net.apply(variables, state, x_t, method="forward_step")
+        skip = self._timing.stride > 1
+        return self.net.apply(variables, state, x_t, skip=skip, method="forward_step")
 
     def _apply_steps(self, state: State, passed: Any, xs: Any, pad_end: bool) -> Any:
         variables = self._constant if passed is None else passed
