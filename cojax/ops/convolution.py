@@ -87,8 +87,10 @@ def contributions(
     """
     if groups > 1:
         kernel = jnp.take(kernel, taps, axis=0, mode="clip")
-        parts = [_depthwise([x], one[None], space, first=1) for one in kernel]
-        return jnp.stack(parts, axis=1)
+        # Of all taps at once: (n, *K, 1, C') to (*K, n, *1, C').
+        kernel = jnp.moveaxis(kernel[..., 0, :], 0, -2)
+        kernel = jnp.expand_dims(kernel, range(kernel.ndim - 1, kernel.ndim - 1 + len(space)))
+        return _multiply_adds([x[:, None]], kernel[None], space, first=2)
     x, kernel = _thinned(x, space, first=1), kernel.reshape(len(kernel), *kernel.shape[-2:])
     flat = x.reshape(-1, x.shape[-1])
     products = jnp.broadcast_to(flat, (len(kernel), *flat.shape)) @ kernel
@@ -138,17 +140,31 @@ def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
 
 
 def _depthwise(taps: Sequence[Array], kernel: Array, space: Sequence[Axis], first: int) -> Array:
-    """Multiply-adds of shifted slices of each tap, over the spatial axes from ``first`` on."""
+    """A depthwise convolution over the spatial axes from ``first`` on, and over taps of time."""
+    return _multiply_adds(taps, kernel[..., 0, :], space, first)
+
+
+def _multiply_adds(
+    taps: Sequence[Array], kernel: Array, space: Sequence[Axis], first: int
+) -> Array:
+    """The sum of what each place ``(k, *K)`` of the kernel makes of a tap's shifted slices.
+
+    Args:
+      taps: the steps, or clips, that a window sees.
+      kernel: ``(k, *K, ..., C')``; what it has for a place is broadcast.
+      space: the spatial axes, from ``first`` on.
+      first: the first of them.
+    """
     sizes = taps[0].shape[first:-1]
     lengths = [axis.length(size) for size, axis in zip(sizes, space, strict=True)]
     taps = [_padded(tap, space, first) for tap in taps]
     multiplier = kernel.shape[-1] // taps[0].shape[-1]
     total: Array | None = None
-    for place in np.ndindex(*kernel.shape[:-2]):
+    for place in np.ndindex(*kernel.shape[: 1 + len(space)]):
         part = _shifted(taps[place[0]], place[1:], space, lengths, first)
         if multiplier > 1:
             part = jnp.repeat(part, multiplier, axis=-1)
-        part = part * kernel[(*place, 0)]
+        part = part * kernel[place]
         total = part if total is None else total + part
     assert total is not None
     return total
