@@ -166,12 +166,8 @@ class _Conv(CoModule):
         thinned = math.prod(axis.stride for axis in space)
         if self.groups == self.in_channels > 1:
             return sums <= 2 * inputs * thinned
-        return self.groups == 1 and self._over_time and sums < inputs * thinned
-
-    @property
-    def _over_time(self) -> bool:
-        """Whether space is not looked around in."""
-        return all(axis.kernel_size == 1 for axis in self._axes[1:])
+        along_time = all(axis.kernel_size == 1 for axis in space)
+        return self.groups == 1 and along_time and sums < inputs * thinned
 
     def fresh_state(self, x: Spec) -> State:
         memory = self.timing.receptive_field - 1
@@ -187,34 +183,45 @@ class _Conv(CoModule):
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         x = channels_last(signal.clean())
         count, after = self._counter.of(state), self._counter.advance(state, signal.valid)
-        time, *space = self._axes
         if self._keeps_sums:
-            x, left = self._padded(x, first=1)
-            ahead = (jnp.arange(time.kernel_size) - count) % time.kernel_size
-            kernel, taps = self.kernel.astype(x.dtype), time.kernel_size - 1 - ahead
-            added = contributions(x, kernel, taps, left, self.groups)
-            begins = (ahead == time.kernel_size - 1).reshape(-1, *(1,) * (x.ndim - 1))
-            sums = jnp.where(begins, 0, state["sums"]) + added
-            after["sums"] = select(signal.valid, sums, state["sums"])
-            y = self._biased(read(after["sums"], count % time.kernel_size))
-        elif time.kernel_size > 1:
-            ring = state["window"]
-            if self.temporal_fill == "replicate":
-                ring = jnp.where(count == 0, x[:, None], ring)
-                if not signal.always_real:
-                    newest = read(ring, (count - 1) % ring.shape[1])
-                    x = jnp.where(signal.past > 0, newest, x)
-            places = count + time.dilation * np.arange(time.kernel_size - 1)
-            window = pad_space(shown(ring, x, count, places), space, self.padding_mode)
-            y = self._convolved(window, [axis.unpadded for axis in space])
-            front = [axis.padding for axis in space]
-            place = following(count, y)
-            after["window"] = replace_oldest(ring, window, front, place, signal.valid)
+            y, after["sums"] = self._added(state["sums"], x, count, signal)
+        elif self.timing.receptive_field > 1:
+            y, after["window"] = self._shown(state["window"], x, count, signal)
         else:
-            x, left = self._padded(x, first=1)
-            y = self._convolved(jnp.expand_dims(x, -2), left)
+            x, space = self._padded(x, first=1)
+            y = self._convolved(jnp.expand_dims(x, -2), space)
         y = channels_second(y)
         return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
+
+    def _added(
+        self, sums: Array, x: Array, count: Array | int, signal: Signal
+    ) -> tuple[Array, Array]:
+        """The output that is complete with this step, and the sums with its part in them."""
+        slots = sums.shape[1]
+        # How many steps later the output in each slot is complete; the last begins with this one.
+        ahead = (jnp.arange(slots) - count) % slots
+        begins = (ahead == slots - 1).reshape(-1, *(1,) * (x.ndim - 1))
+        x, space = self._padded(x, first=1)
+        kernel = self.kernel.astype(x.dtype)
+        added = contributions(x, kernel, slots - 1 - ahead, space, self.groups)
+        sums = select(signal.valid, jnp.where(begins, 0, sums) + added, sums)
+        return self._biased(read(sums, count % slots)), sums
+
+    def _shown(
+        self, ring: Array, x: Array, count: Array | int, signal: Signal
+    ) -> tuple[Array, Array]:
+        """The output that sees the ring and this step, and the ring with it in."""
+        time, *space = self._axes
+        if self.temporal_fill == "replicate":
+            ring = jnp.where(count == 0, x[:, None], ring)
+            if not signal.always_real:
+                newest = read(ring, (count - 1) % ring.shape[1])
+                x = jnp.where(signal.past > 0, newest, x)
+        places = count + time.dilation * np.arange(time.kernel_size - 1)
+        window = pad_space(shown(ring, x, count, places), space, self.padding_mode)
+        y = self._convolved(window, [axis.unpadded for axis in space])
+        front = [axis.padding for axis in space]
+        return y, replace_oldest(ring, window, front, following(count, y), signal.valid)
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         timing, count = self.timing, self._counter.of(state)
