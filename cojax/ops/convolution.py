@@ -144,13 +144,11 @@ def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
     taps, channels, out = kernel.shape
     steps = time.length(x.shape[1])
     if out < channels and time.stride == 1:
-        total: Array | None = None
-        for tap in range(taps):
-            part = _padded(product(x, kernel[tap]), [time])
-            part = _strided(part, 1, tap * time.dilation, steps, 1)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+        products = (_padded(product(x, kernel[tap]), [time]) for tap in range(taps))
+        return functools.reduce(
+            jnp.add,
+            (_strided(y, 1, tap * time.dilation, steps, 1) for tap, y in enumerate(products)),
+        )
     if time.stride == 1 and taps * x.size > _MANY_NUMBERS:
         flat = x.reshape(*x.shape[:2], -1, channels)
         y = convolution(flat, kernel[:, None], [time, Axis(1, 1, 0)])
