@@ -85,9 +85,9 @@ def measure(job: Job) -> dict[str, Any]:
     """All figures of a network at a batch size."""
     set_up(job)
     network = NETWORKS[job.network]
-    rates = machine_rates(job)
     with torch.inference_mode():
         clips = Clips(network, network.variables(network.regular(), job.dtype), job)
+        rates = machine_rates(job)
         times = compared(per_turn(clips.ways(), job), "torch")
     seconds = times["cojax"]["ms"]["median"] / 1e3
     return {

@@ -9,12 +9,14 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,9 @@ class Job:
       rounds: how often each way is timed.
       seconds: what a way takes in a round, about.
       fold: whether cojax folds batch norms into the convolutions in front of them.
+      together: how many measurements are prepared at once, beside each other.
+      patience: so many seconds they wait for each other, before those that are ready are timed.
+      brief: whether only jitted steps are measured, and neither Streams nor windows.
     """
 
     network: str
@@ -48,6 +53,9 @@ class Job:
     rounds: int = 20
     seconds: float = 0.2
     fold: bool = False
+    together: int = 1
+    patience: float = 900
+    brief: bool = False
 
 
 class NoDevice(RuntimeError):  # noqa: N818 - an answer, not a failure of the program
@@ -77,7 +85,9 @@ def set_up(job: Job) -> None:
         # Else the libraries differ in which products they round to ten bits.
         jax.config.update("jax_default_matmul_precision", "float32")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # On a CPU those of one are needed by all while it is timed.
+    beside = job.together if job.device == "gpu" else 1
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
     torch.manual_seed(0)
 
 
@@ -96,6 +106,8 @@ def circumstances(job: Job) -> dict[str, Any]:
         "dtype": job.dtype,
         "jax_platform": jax.default_backend(),
         "fold_batch_norm": job.fold,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "prepared_together": job.together,
     }
 
 
@@ -111,12 +123,22 @@ def _cpu() -> str:
 
 
 def prepared(net: Any, variables: Any, job: Job) -> tuple[Any, Any]:
-    """The network in its best form for inference, and its variables."""
+    """The network in its best form for inference, and its variables, on the device."""
+    import jax
+
     if job.fold:
         import cojax as co
 
-        return co.fold_batch_norm(net, variables)
-    return net, variables
+        with beside():
+            net, variables = co.fold_batch_norm(net, variables)
+    return net, jax.device_put(variables, jax.config.jax_default_device)
+
+
+def beside() -> Any:
+    """Where small computations are prepared on the CPU, which compiles them faster."""
+    import jax
+
+    return jax.default_device(jax.devices("cpu")[0])
 
 
 def on_torch(x: np.ndarray, job: Job) -> Any:
@@ -139,15 +161,15 @@ def on_device(peer: Any, job: Job) -> Any:
     return peer.to("cuda") if job.device == "gpu" else peer
 
 
-def waiting(way: Callable[[], Any], job: Job) -> Callable[[], Any]:
+def waiting(way: Callable[..., Any], job: Job) -> Callable[..., Any]:
     """A way of torch, over when its last kernel is."""
     if job.device == "cpu":
         return way
 
-    def run() -> None:
+    def run(*arguments: Any) -> None:
         import torch
 
-        way()
+        way(*arguments)
         torch.cuda.synchronize()
 
     return run
@@ -185,10 +207,11 @@ def per_turn(
 
     A way is run for as many turns as fill its share of a round, a multiple of ``multiple``.
     """
-    turns = {name: _turns(way, job.seconds, multiple) for name, way in ways.items()}
-    runs = {name: partial(way, turns[name]) for name, way in ways.items()}
-    # The threads of one library spin for a while when they are done.
-    times = side_by_side(runs, job.rounds, warm_up=1, pause=0.01)
+    with alone():
+        turns = {name: _turns(way, job.seconds, multiple) for name, way in ways.items()}
+        runs = {name: partial(way, turns[name]) for name, way in ways.items()}
+        # The threads of one library spin for a while when they are done.
+        times = side_by_side(runs, job.rounds, warm_up=1, pause=0.01)
     return {name: [t / turns[name] for t in seconds] for name, seconds in times.items()}
 
 
@@ -217,14 +240,21 @@ def machine_rates(job: Job) -> dict[str, float]:
     import jax.numpy as jnp
     import torch
 
-    size = 8192 if job.device == "gpu" else 2048
-    a = jnp.ones((size, size), job.dtype)
-    product = jax.jit(jnp.dot)
-    numbers = 2**28 if job.device == "gpu" else 2**26
-    data = torch.ones(numbers, device="cuda" if job.device == "gpu" else "cpu")
-    read = waiting(data.sum, job)
-    multiply = _best(lambda: product(a, a).block_until_ready())
-    return {"flops": 2 * size**3 / multiply, "bytes": 4 * numbers / _best(read)}
+    with alone():
+        if job.device == "gpu":
+            size, numbers = 8192, 2**28
+            tensor = torch.rand(size, size, dtype=getattr(torch, job.dtype), device="cuda")
+            multiply = _best(waiting(lambda: tensor @ tensor, job))
+        else:
+            size, numbers = 2048, 2**26
+            array = jnp.ones((size, size), job.dtype)
+            product = jax.jit(jnp.dot)
+            multiply = _best(lambda: product(array, array).block_until_ready())
+        data = torch.ones(numbers, device="cuda" if job.device == "gpu" else "cpu")
+        return {
+            "flops": 2 * size**3 / multiply,
+            "bytes": 4 * numbers / _best(waiting(data.sum, job)),
+        }
 
 
 def _best(way: Callable[[], Any], times: int = 7) -> float:
@@ -250,6 +280,9 @@ def parser(description: str, names: Sequence[str], batches: Sequence[int] | None
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=0.2, help="of each way in a round, about")
     parser.add_argument("--fold", action="store_true", help="fold batch norms, in cojax")
+    parser.add_argument("--brief", action="store_true", help="neither Streams nor windows")
+    parser.add_argument("--together", type=int, default=1, help="so many are prepared at once")
+    parser.add_argument("--patience", type=float, default=900, help="seconds they wait for others")
     parser.add_argument("--json", type=Path, help="where the figures go")
     return parser
 
@@ -268,8 +301,10 @@ def run(
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(names):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
-    if options.rounds < 2 or min(options.batch or [1]) < 1:
-        parser.error("--rounds must be at least 2, for a spread, and --batch positive")
+    if options.rounds < 2 or min(options.together, *(options.batch or [1])) < 1:
+        parser.error(
+            "--rounds must be at least 2, for a spread, and --batch and --together positive"
+        )
     os.environ["JAX_PLATFORMS"] = "cpu" if options.device == "cpu" else "cuda,cpu"
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # Torch needs memory too.
     jobs = [
@@ -281,21 +316,31 @@ def run(
             options.rounds,
             options.seconds,
             options.fold,
+            options.together,
+            options.patience,
+            options.brief,
         )
         for name in options.names or names
         for batch in options.batch or (NETWORKS[name].lesson[0],)
     ]
+    ((_, asked),) = in_processes(circumstances, jobs[:1])
     try:
-        where = in_a_process(circumstances, jobs[0])
+        where = asked.result()
     except NoDevice as error:
         parser.error(str(error))
     print(", ".join(f"{name} {value}" for name, value in where.items()), flush=True)
-    rows: list[dict[str, Any]] = []
-    for job in jobs:
-        rows.append(_row(measure, job))
-        if options.json:  # Each time: a run may take long, and be broken off.
-            figures = {"conditions": where, "rows": rows}
-            options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    found: dict[Job, dict[str, Any]] = {}
+    left = iter(jobs)
+    while group := list(islice(left, options.together)):
+        asked_for = ", ".join(f"{job.network}, batch {job.batch}" for job in group)
+        print(f"measuring {asked_for} ...", file=sys.stderr, flush=True)
+        for job, measured in in_processes(measure, group):
+            found[job] = _row(job, measured)
+            if options.json:  # Each time: a run may take long, and be broken off.
+                rows = [found[job] for job in jobs if job in found]
+                figures = {"conditions": where, "rows": rows}
+                options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    rows = [found[job] for job in jobs]
     done = [row for row in rows if "error" not in row]
     print(f"\n{table(done)}" if done else "\nnothing could be measured")
     for row in rows:
@@ -305,20 +350,65 @@ def run(
         raise SystemExit(1)
 
 
-def _row(measure: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:
-    print(f"measuring {job.network}, batch {job.batch} ...", file=sys.stderr, flush=True)
+def _row(job: Job, measured: Future[dict[str, Any]]) -> dict[str, Any]:
     row = {"network": job.network, "batch": job.batch}
     try:
-        return row | in_a_process(measure, job)
+        return row | measured.result()
     except Exception as error:
-        traceback.print_exc()
+        traceback.print_exception(error)
         return row | {"error": f"{type(error).__name__}: {error}"}
 
 
-def in_a_process(function: Callable[[Job], Any], job: Job) -> Any:
-    """What a function gives in a fresh process, which nothing was run in before."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, job).result()
+def in_processes(
+    function: Callable[[Job], Any], jobs: Sequence[Job]
+) -> Iterator[tuple[Job, Future[Any]]]:
+    """What a function gives in fresh processes, which nothing was run in before, when it is there.
+
+    They run at the same time, up to where they have to be :func:`alone`.
+    """
+    context = get_context("spawn")
+    meeting = context.Barrier(len(jobs), timeout=jobs[0].patience), context.Lock()
+    with ProcessPoolExecutor(len(jobs), context, initializer=_meet, initargs=meeting) as pool:
+        asked = {pool.submit(_arriving, function, job): job for job in jobs}
+        for future in as_completed(asked):
+            yield asked[future], future
+
+
+# In a process that has others beside it: where they wait for each other, and whose turn it is.
+_meeting: tuple[Any, Any] | None = None
+_arrived = False
+
+
+def _meet(barrier: Any, lock: Any) -> None:
+    global _meeting
+    _meeting = barrier, lock
+
+
+def _arriving(function: Callable[[Job], Any], job: Job) -> Any:
+    """What a function gives; the others do not wait for one that fails before it is alone."""
+    try:
+        return function(job)
+    finally:
+        _arrive()
+
+
+def _arrive() -> None:
+    global _arrived
+    if _meeting and not _arrived:
+        _arrived = True
+        with suppress(BrokenBarrierError):  # Out of patience.
+            _meeting[0].wait()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What is timed: the processes beside this one are ready, and wait for their turn."""
+    if _meeting is None:
+        yield
+        return
+    _arrive()
+    with _meeting[1]:
+        yield
 
 
 # Tables.

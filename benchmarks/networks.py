@@ -47,16 +47,16 @@ class Network:
     notes: tuple[str, ...] = ()
     clip_notes: tuple[str, ...] = ()
 
-    def variables(self, net: co.CoModule, dtype: str = "float32") -> Any:
+    def variables(self, net: co.CoModule, dtype: str = "float32", device: str = "cpu") -> Any:
         """Weights by a fixed rule, with statistics of norms as training would have left them.
 
         They are those of random clips: with others, activations grow from layer to layer, and so
-        do errors of rounding.
+        do errors of rounding. A GPU takes less time to run these.
         """
         given = state_dict_of(net)
         if self.length is not None:
             few = max(1, min(4, 2**18 // (self.length * math.prod(self.step))))
-            given = _settled(self.regular(), given, self.clip(few))
+            given = _settled(self.regular(), given, self.clip(few), device)
 
         def cast(leaf: jax.Array) -> jax.Array:
             return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -76,16 +76,17 @@ class Network:
         return np.stack([self.frame(batch, t) for t in range(self.length)], 2)
 
 
-def _settled(net: co.CoModule, state_dict: Any, clips: np.ndarray) -> Any:
+def _settled(net: co.CoModule, state_dict: Any, clips: np.ndarray, device: str) -> Any:
     """The state dict, with the statistics that clips have in front of each batch norm."""
-    module = to_torch_nn(net, co.load_torch(net, state_dict))
+    there = "cuda" if device == "gpu" else "cpu"
+    module = to_torch_nn(net, co.load_torch(net, state_dict)).to(there)
     for layer in module.modules():
         if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
             layer.train()
             layer.momentum = 1.0
     with torch.no_grad():
-        module(torch.from_numpy(clips))
-    return module.state_dict()
+        module(torch.from_numpy(clips).to(there))
+    return module.cpu().state_dict()
 
 
 _HEAD = (

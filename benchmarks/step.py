@@ -26,6 +26,7 @@ from benchmarks.harness import (
     Disagreement,
     Job,
     aligned,
+    beside,
     compared,
     compiled,
     deviation,
@@ -42,7 +43,8 @@ from benchmarks.harness import (
     short,
     spread,
 )
-from benchmarks.networks import NETWORKS, Network
+from benchmarks.kernels import kernels
+from benchmarks.networks import NETWORKS
 from benchmarks.pairs import Spread, ratios
 from benchmarks.peers import overwriting, to_continual
 
@@ -66,13 +68,14 @@ class Stepping:
             return net.apply(variables, state, x_t, skip=skip, method="forward_step")
 
         skip = net.timing.stride > 1
-        self.variables, self.state = variables, net.init_state(x)
+        fresh = jax.jit(net.init_state)
+        self.variables, self.state = variables, fresh(x)
         start = time.perf_counter()
         jitted = jax.jit(step, donate_argnums=1)
         self.compiled, self.compile_seconds = compiled(jitted, variables, self.state, x)
         self(x).value.block_until_ready()
         self.first_seconds = time.perf_counter() - start
-        self.state = net.init_state(x)
+        self.state = fresh(x)
 
     def __call__(self, x: Any) -> Any:
         frame, self.state = self.compiled(self.variables, self.state, x)
@@ -84,25 +87,26 @@ def measure(job: Job) -> dict[str, Any]:
     set_up(job)
     network = NETWORKS[job.network]
     net = network.build()
-    given = network.variables(net, job.dtype)
+    with beside():
+        unfolded = network.variables(net, job.dtype, job.device)
     notes: list[str] = [*network.notes, *network.clip_notes]
-    peer = on_device(overwriting(to_continual(net, given, notes=notes)), job)
-    net, variables = prepared(net, given, job)
-    rates = machine_rates(job)
+    peer = on_device(overwriting(to_continual(net, unfolded, notes=notes)), job)
+    net, variables = prepared(net, unfolded, job)
     with torch.inference_mode():
-        stepping = Stepping(net, variables, on_jax(network.frame(job.batch, 0), job))
-        first, differs = _compared(network, net, stepping, peer, job)
-        ways = _steps(network, net, stepping, peer, job)
+        frames = [network.frame(job.batch, t) for t in range(_FRAMES)]
+        given = [on_jax(x, job) for x in frames], [on_torch(x, job) for x in frames]
+        stepping = Stepping(net, variables, given[0][0])
+        first, differs = _compared(net, stepping, peer, *given, job)
+        ways = _steps(net, stepping, peer, *given, job)
+        clips = None
+        # At larger batches a clip at a time fills the machine.
+        if network.length is not None and job.batch == 1 and not job.brief:
+            clips = Clips(network, unfolded, job)
+            differs["window"] = clips.deviation
+        ran = _kernels(ways, net.timing.stride) if job.device == "gpu" else None
+        rates = machine_rates(job)
         times = per_turn(ways, job, net.timing.stride)
-        windows = None
-        if network.length is not None and job.batch == 1:  # a clip at a time fills the machine
-            try:
-                windows, apart = _windows(network, given, ways["cojax"], net.timing.stride, job)
-                differs["window"] = apart
-            except (torch.OutOfMemoryError, jax.errors.JaxRuntimeError) as error:
-                if "memory" not in str(error):
-                    raise
-                notes.append(f"at batch {job.batch}, the window does not fit into memory")
+        windows = clips and _windows(clips, ways["cojax"], net.timing.stride, job)
     seconds = float(np.median(times["cojax"]))
     weights, state = bytes_of(variables), bytes_of(stepping.state)
     macs = float(co.flops(net, (job.batch, *network.step)).total)
@@ -113,7 +117,8 @@ def measure(job: Job) -> dict[str, Any]:
         "notes": notes,
         "deviation": differs,
         "steps": compared(times, "continual"),
-        "window": None if windows is None else {"length": network.length} | windows,
+        "window": windows and {"length": network.length} | windows,
+        "kernels": ran,
         "macs": macs,
         "machine": rates,
         "matrix_fraction": 2 * macs / seconds / rates["flops"],
@@ -126,19 +131,18 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def _compared(
-    network: Network, net: co.CoModule, stepping: Stepping, peer: Any, job: Job
+    net: co.CoModule, stepping: Stepping, peer: Any, arrays: Any, tensors: Any, job: Job
 ) -> tuple[float, dict[str, float]]:
     """Seconds of the first step of ``continual``, and how far the outputs are apart.
 
     Both streams are in their steady state then.
     """
     ours, theirs, first = [], [], 0.0
-    for t in range(net.delay + (_COMPARED - 1) * net.timing.stride + 1):
-        x = network.frame(job.batch, t)
-        frame = stepping(on_jax(x, job))
-        tensor = on_torch(x, job)
+    steps = net.delay + (_COMPARED - 1) * net.timing.stride + 1
+    for t, which in enumerate(np.random.default_rng(0).integers(len(arrays), size=steps)):
+        frame = stepping(arrays[which])
         start = time.perf_counter()
-        y = peer.forward_step(tensor)
+        y = peer.forward_step(tensors[which])
         if job.device == "gpu":
             torch.cuda.synchronize()
         first = first or time.perf_counter() - start
@@ -153,16 +157,9 @@ def _compared(
 
 
 def _steps(
-    network: Network, net: co.CoModule, stepping: Stepping, peer: Any, job: Job
+    net: co.CoModule, stepping: Stepping, peer: Any, arrays: Any, tensors: Any, job: Job
 ) -> dict[str, Callable[[int], None]]:
     """Each way to take so many steps."""
-    frames = [network.frame(job.batch, t) for t in range(_FRAMES)]
-    arrays = [on_jax(x, job) for x in frames]
-    tensors = [on_torch(x, job) for x in frames]
-    host = [np.asarray(x) for x in arrays]
-    stream = co.Stream(net, stepping.variables, arrays[0])
-    for t in range(net.delay + net.timing.stride):
-        stream(host[t % _FRAMES])
 
     def run_continual(steps: int) -> None:
         for t in range(steps):
@@ -175,32 +172,49 @@ def _steps(
             frame = stepping(arrays[t % _FRAMES])
         frame.value.block_until_ready()
 
+    ways = {"continual": run_continual, "cojax": run_step}
+    if job.brief:
+        return ways
+    # Frames arrive on the host, but on a GPU what is compared has them there.
+    given = arrays if job.device == "gpu" else [np.asarray(x) for x in arrays]
+    stream = co.Stream(net, stepping.variables, arrays[0])
+    for t in range(net.delay + net.timing.stride):
+        stream(given[t % _FRAMES])
+
     def run_stream(steps: int) -> None:
         last = None  # Every ``stride`` steps there is an output.
         for t in range(steps):
-            y = stream(host[t % _FRAMES])
+            y = stream(given[t % _FRAMES])
             last = last if y is None else y
         jax.block_until_ready(last)
 
-    return {"continual": run_continual, "cojax": run_step, "cojax Stream": run_stream}
+    return {**ways, "cojax Stream": run_stream}
 
 
 def _windows(
-    network: Network, variables: Any, run_step: Callable[[int], None], stride: int, job: Job
-) -> tuple[dict[str, Any], float]:
+    clips: Clips, run_step: Callable[[int], None], stride: int, job: Job
+) -> dict[str, Any]:
     """Times of a prediction from a window of the stream, recomputed where a step would answer."""
-    clips = Clips(network, variables, job)
     ways = {"cojax step": run_step, **clips.ways(stride)}
     few = dataclasses.replace(job, rounds=max(3, job.rounds // 4))
     times = per_turn(ways, few, stride)
-    found = {
+    return {
         name: {
             "ms": Spread.of([t * 1e3 for t in times[name]])._asdict(),
             "times": ratios(times, name, "cojax step")._asdict(),
         }
         for name in ("cojax", "torch")
     }
-    return found, clips.deviation
+
+
+def _kernels(ways: Mapping[str, Callable[[int], None]], stride: int) -> dict[str, Any]:
+    """What runs on the GPU for a step, in each library."""
+    steps = stride * max(1, 8 // stride)
+    ran = {
+        "cojax": kernels(ways["cojax"], steps, "jax"),
+        "continual": kernels(ways["continual"], steps, "torch"),
+    }
+    return {name: of and of._asdict() for name, of in ran.items()}
 
 
 def bytes_of(tree: Any) -> int:
@@ -240,9 +254,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 short(row["steps"]["continual"]["ms"]["median"]),
                 short(row["steps"]["cojax"]["ms"]["median"]),
                 spread(row["steps"]["cojax"]["times"]),
-                short(row["steps"]["cojax Stream"]["times"]["median"]),
+                short(_within(row, "steps", "cojax Stream", "times", "median")),
                 *(
-                    short(row["window"][name]["times"]["median"]) if row["window"] else ""
+                    short(_within(row, "window", name, "times", "median"))
                     for name in ("cojax", "torch")
                 ),
             )
@@ -275,7 +289,30 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         "of cojax it takes to recompute the clip that the regular network is run on.\n"
         "memory rate: of what main memory gives; small networks stay in caches."
     )
-    return "\n\n".join(part for part in (times, explained, costs, noted(rows)) if part)
+    ran = aligned(
+        ("network", "batch", "kernels", "continual's", "run for, ms", "continual's"),
+        [
+            (
+                row["network"],
+                str(row["batch"]),
+                *(
+                    short(_within(row, "kernels", name, of))
+                    for of in ("number", "ms")
+                    for name in ("cojax", "continual")
+                ),
+            )
+            for row in rows
+        ],
+    )
+    on_gpu = ran if any(row["kernels"] for row in rows) else ""
+    return "\n\n".join(part for part in (times, explained, costs, on_gpu, noted(rows)) if part)
+
+
+def _within(row: Any, *path: str) -> float | None:
+    """What stands there, if it was measured."""
+    for name in path:
+        row = row.get(name) if row else None
+    return row
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

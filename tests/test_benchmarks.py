@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from concurrent.futures import Future
 
 import jax
 import numpy as np
@@ -257,6 +258,17 @@ def measured():
     return json.loads(json.dumps(found))
 
 
+def test_what_was_not_measured_is_left_open_in_a_table(measured):
+    row = measured["step"]
+    brief = {name: times for name, times in row["steps"].items() if name != "cojax Stream"}
+    ran = {"cojax": {"number": 7.0, "ms": 0.25, "longest": {}}, "continual": None}
+    lines = step.table([row | {"steps": brief, "window": None, "kernels": ran}]).splitlines()
+    assert lines[2].endswith(")")
+    (header,) = (line for line in lines if "kernels" in line)
+    assert lines[lines.index(header) + 2].split() == ["tiny", "1", "7.00", "0.250"]
+    assert "kernels" not in step.table([row])
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_network_is_measured_and_shown_in_a_table(measured, name):
     table = BENCHMARKS[name].table([measured[name], measured[name]])
@@ -287,19 +299,44 @@ def test_a_layer_is_measured_in_every_place(monkeypatch):
     assert lines[2].split()[:2] == ["tiny", "6"]
 
 
-def test_a_measurement_that_fails_is_said_and_the_others_are_kept(monkeypatch, tmp_path, capsys):
-    def alone(function, job):
-        if job.batch == 2:
-            raise Disagreement("they differ")
+def answer(job):
+    """Measures nothing: the second of two fails before it is alone, and the first still is."""
+    if job.batch == 2:
+        raise Disagreement("they differ")
+    with harness.alone():
         return {"answer": job.batch}
 
-    monkeypatch.setattr(harness, "in_a_process", alone)
+
+def test_processes_are_alone_when_all_others_are_ready_or_have_failed():
+    jobs = [Job("tiny", batch, together=2, patience=300) for batch in (1, 2)]
+    found = {job.batch: future for job, future in harness.in_processes(answer, jobs)}
+    assert found[1].result() == {"answer": 1}
+    with pytest.raises(Disagreement, match="they differ"):
+        found[2].result()
+
+
+def test_a_measurement_that_fails_is_said_and_the_others_are_kept(monkeypatch, tmp_path, capsys):
+    groups = []
+
+    def in_processes(function, jobs):
+        groups.append(len(jobs))
+        for job in reversed(jobs):
+            future = Future()
+            if job.batch == 2:
+                future.set_exception(Disagreement("they differ"))
+            else:
+                future.set_result({"answer": job.batch})
+            yield job, future
+
+    monkeypatch.setattr(harness, "in_processes", in_processes)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     parser = harness.parser("A benchmark.", ("tiny",), batches=(1, 2))
     path = tmp_path / "figures.json"
+    asked = ["--json", str(path), "--together", "2"]
     with pytest.raises(SystemExit, match="1"):
-        harness.run(parser, ("tiny",), lambda job: {}, str, ["--json", str(path)])
+        harness.run(parser, ("tiny",), lambda job: {}, str, asked)
+    assert groups == [1, 2]
     assert "tiny, batch 2: Disagreement: they differ" in capsys.readouterr().out
     rows = json.loads(path.read_text())["rows"]
     assert rows[0] == {"network": "tiny", "batch": 1, "answer": 1}

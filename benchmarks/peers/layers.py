@@ -1,6 +1,7 @@
 """Layers that are no windows: local in time, recurrent, delays."""
 
 import dataclasses
+import inspect
 from typing import Any
 
 import continual
@@ -59,7 +60,12 @@ def _namesake(net: co.CoModule, kind: str | None = None) -> nn.Module:
     kind = kind or type(net).__name__
     if not hasattr(nn, kind):
         raise NoPeer(f"torch has no {kind}")
-    return getattr(nn, kind)(**{name: getattr(net, name) for name in names})
+    layer = getattr(nn, kind)
+    arguments = {name: getattr(net, name) for name in names}
+    # Before torch 2.12 norms of batches had no bias=False.
+    if arguments.get("bias") and "bias" not in inspect.signature(layer).parameters:
+        del arguments["bias"]
+    return layer(**arguments)
 
 
 @both(_Activation, _BatchNorm, co.Dropout)
