@@ -73,21 +73,57 @@ def ring(x: Spec, slots: int, fill: float = 0) -> Array:
     return jnp.full((x.shape[0], slots, *x.shape[1:]), fill, x.dtype)
 
 
-def write(ring: Array, frame: Array, position: Array | int, valid: bool | Array) -> Array:
-    """The ring with the frame in the slot at ``position``, unchanged where invalid.
+def write(
+    ring: Array, frame: Array, count: Array | int, valid: bool | Array, axis: int = 1
+) -> Array:
+    """The ring with the frame in place of the oldest, at ``count % n``; unchanged where invalid.
 
     What is read has the shape of what is written. Else XLA reads it apart from writing, and in a
     branch it would copy the ring for that.
     """
-    slot = jnp.expand_dims(frame, 1)
+    slots = ring.shape[axis]
+    slot, position = jnp.expand_dims(frame, axis), count % slots
+    if slots == 1:
+        # XLA would lay the frame out as it likes, and then copy it to where the ring lies.
+        return jnp.where(jnp.logical_and(valid, count >= 0), slot, ring)
     if valid is not True:
-        slot = jnp.where(valid, slot, lax.dynamic_slice_in_dim(ring, position, 1, axis=1))
-    return lax.dynamic_update_slice_in_dim(ring, slot, position, axis=1)
+        slot = jnp.where(valid, slot, lax.dynamic_slice_in_dim(ring, position, 1, axis))
+    return lax.dynamic_update_slice_in_dim(ring, slot, position, axis)
 
 
-def read(ring: Array, position: Array | int) -> Array:
+def read(ring: Array, position: Array | int, axis: int = 1) -> Array:
     """The frame in the slot at ``position``."""
-    return lax.dynamic_index_in_dim(ring, position, axis=1, keepdims=False)
+    return lax.dynamic_index_in_dim(ring, position, axis, keepdims=False)
+
+
+def read_before_write(ring: Array, count: Array | int, x: Array) -> tuple[Array, Array | int]:
+    """The oldest frame of a ring that is written to afterwards, and the count to write it by.
+
+    The frame is read once, into memory of its own. Else XLA would read it wherever it is needed,
+    and copy the ring, to write to it before that. On a CPU nothing is fused with what a branch
+    gives; on a GPU a branch would have the host wait.
+
+    Args:
+      ring: ``(B, n, ...)``; the oldest frame lies at ``count % n``.
+      count: how many frames were written before.
+      x: what is written comes from; the frame is read when it is there, and not all at the start.
+    """
+    count = following(count, x)
+
+    def in_a_branch(ring: Array, count: Array) -> Array:
+        def taken(ring: Array, count: Array) -> Array:
+            return read(ring, count % ring.shape[1])
+
+        def never(ring: Array, count: Array) -> Array:
+            return jnp.zeros((ring.shape[0], *ring.shape[2:]), ring.dtype)
+
+        return lax.cond(count >= 0, taken, never, ring, count)
+
+    def behind_a_barrier(ring: Array, count: Array) -> Array:
+        return lax.optimization_barrier(read(ring, count % ring.shape[1]))
+
+    frame = lax.platform_dependent(ring, count, cpu=in_a_branch, default=behind_a_barrier)
+    return frame, following(count, frame)
 
 
 def shown(ring: Array, frame: Array, count: Array | int, places: Any) -> Array:
@@ -123,11 +159,7 @@ def replace_oldest(
     place = jnp.where(taken, window.shape[-2] - 1, 0)
     batch, slots, *space, channels = ring.shape
     frame = lax.dynamic_slice(window, (0, *front, place, 0), (batch, *space, 1, channels))
-    frame = jnp.squeeze(frame, -2)
-    if slots == 1:
-        # XLA would lay the frame out as it likes, and then copy it to where the ring lies.
-        return jnp.where(taken, frame[:, None], ring)
-    return write(ring, frame, count % slots, valid=True)
+    return write(ring, jnp.squeeze(frame, -2), count, taken if slots == 1 else True)
 
 
 def following(count: Array | int, y: Array) -> Array | int:
@@ -139,10 +171,10 @@ def following(count: Array | int, y: Array) -> Array | int:
     return count + (bits & (count >> 31))  # a count has no sign
 
 
-def unrolled(ring: Array, count: Array | int) -> Array:
+def unrolled(ring: Array, count: Array | int, axis: int = 1) -> Array:
     """A ring's frames, oldest first, given how many were written."""
-    slots = ring.shape[1]
-    return jnp.take(ring, (count + jnp.arange(slots)) % slots, axis=1, mode="clip")
+    slots = ring.shape[axis]
+    return jnp.take(ring, (count + jnp.arange(slots)) % slots, axis, mode="clip")
 
 
 def windows(frames: Array, steps: int) -> Array:
@@ -158,11 +190,7 @@ def rolled(frames: Array, slots: int, count: Array | int) -> Array:
 
 
 class DelayLine(NamedTuple):
-    """Holds frames back: a ring of ``length + 1`` slots, turned by a counter.
-
-    A slot is written, then the output is read from the *new* ring: reading the old one first would
-    make XLA copy the ring twice a step.
-    """
+    """Holds frames back: a ring of ``length`` slots, turned by a counter."""
 
     length: int
     counter: Counter
@@ -171,40 +199,61 @@ class DelayLine(NamedTuple):
     def of(cls, length: int, timing: Timing | None = None) -> "DelayLine":
         """A line whose counter also serves a layer of this timing."""
         timing = Timing(delay=length) if timing is None else timing
-        return cls(length, Counter.for_timing(timing, exact=length, slots=length + 1))
+        return cls(length, Counter.for_timing(timing, exact=length, slots=max(length, 1)))
 
     def fresh(self, x: Spec) -> State:
-        """``{"ring": (B, length + 1, *S, C), "count": int32}``; no ring for a length of 0."""
-        memory = {"ring": ring(spec_last(x), self.length + 1)} if self.length else {}
+        """``{"ring": (B, length, *S, C), "count": int32}``; no ring for a length of 0."""
+        memory = {"ring": ring(spec_last(x), self.length)} if self.length else {}
         return {**memory, **self.counter.fresh()}
 
-    def push(self, state: State, flow: Signal | Chunk) -> State:
-        """The state with the signal's frame, or the chunk's frames, taken in."""
+    def push(self, state: State, flow: Signal | Chunk) -> "Pushed":
+        """Takes in the signal's frame, or the chunk's frames."""
         if isinstance(flow, Chunk):
             after = self.counter.advance_by(state, flow.valid_steps)
-            if self.length:
-                frames = self.joined(state, flow)
-                after["ring"] = rolled(frames, self.length + 1, after["count"])
-            return after
+            if not self.length:
+                return Pushed(flow, state, after, None)
+            frames = channels_last(flow.clean())
+            frames = join(unrolled(state["ring"], state["count"]), frames, flow.blank)
+            after["ring"] = rolled(frames, self.length, after["count"])
+            return Pushed(flow, state, after, frames)
         after = self.counter.advance(state, flow.valid)
-        if self.length:
-            slot = state["count"] % (self.length + 1)
-            after["ring"] = write(state["ring"], channels_last(flow.value), slot, flow.valid)
-        return after
+        if not self.length:
+            return Pushed(flow, state, after, None)
+        frame = channels_last(flow.value)
+        oldest, count = read_before_write(state["ring"], state["count"], frame)
+        after["ring"] = write(state["ring"], frame, count, flow.valid)
+        return Pushed(flow, state, after, oldest)
 
-    def tap(self, before: State, after: State, flow: Any, held: int) -> Any:
-        """What came ``held`` valid frames before what was just pushed."""
-        if held == 0:
-            return flow
-        count, timing = before["count"], Timing(end=held, delay=held)
-        if isinstance(flow, Chunk):
-            start = self.length + 1 - held
-            frames = self.joined(before, flow)[:, start : start + flow.steps]
-            return flow.leaves(channels_second(frames), flow.emitted(count, timing), timing)
-        value = read(after["ring"], (count - held) % (self.length + 1))
-        return flow.leaves(channels_second(value), count >= held, timing)
 
-    def joined(self, state: State, chunk: Chunk) -> Array:
-        """The ``length + 1`` frames before a chunk, and those of the chunk: ``(B, ..., *S, C)``."""
-        frames = channels_last(chunk.clean())
-        return join(unrolled(state["ring"], state["count"]), frames, chunk.blank)
+class Pushed(NamedTuple):
+    """What a line took in.
+
+    Attributes:
+      flow: the signal, or the chunk.
+      before, after: the line's states.
+      memory: the oldest frame ``(B, *S, C)``, or all ``length`` and those of the chunk, ``(B, T,
+        *S, C)``; None from a line of length 0.
+    """
+
+    flow: Any
+    before: State
+    after: State
+    memory: Array | None
+
+    def held(self, steps: int) -> Any:
+        """What came so many valid frames before what was taken in."""
+        if steps == 0:
+            return self.flow
+        assert self.memory is not None
+        count, timing = self.before["count"], Timing(end=steps, delay=steps)
+        length = self.before["ring"].shape[1]
+        if isinstance(self.flow, Chunk):
+            start = length - steps
+            frames = self.memory[:, start : start + self.flow.steps]
+            emitted = self.flow.emitted(count, timing)
+            return self.flow.leaves(channels_second(frames), emitted, timing)
+        if steps == length:
+            value = self.memory
+        else:
+            value = read(self.after["ring"], (count - steps) % length)
+        return self.flow.leaves(channels_second(value), count >= steps, timing)

@@ -181,9 +181,8 @@ class Conditional(_Branches):
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         line, shifts = self._line, self.shifts()
-        before = state.get("late", {})
-        late = line.push(before, signal)
-        held = {name: line.tap(before, late, signal, shifts[name]) for name in self.order}
+        late = line.push(state.get("late", {}), signal)
+        held = {name: late.held(shifts[name]) for name in self.order}
         branches = {name: state.get(key(name), {}) for name in self.order}
 
         frame = signal.clean()
@@ -197,7 +196,7 @@ class Conditional(_Branches):
                 output, branches = self._step_taken(choice, branches, held, train)
             else:
                 output, branches = self._step_both(choice, branches, held, train)
-        after = keep(branches, late)
+        after = keep(branches, late.after)
         if "choice" in state:
             after["choice"] = state["choice"] if isinstance(choice, bool) else choice
         return output, after

@@ -357,8 +357,9 @@ def _held_back(state: State, streams: Any, steps: int) -> tuple[Any, State]:
 
     def held(flow: Signal | Chunk) -> Signal | Chunk:
         place = str(next(numbers))
-        after[place] = line.push(state[place], flow)
-        return line.tap(state[place], after[place], flow, steps)
+        pushed = line.push(state[place], flow)
+        after[place] = pushed.after
+        return pushed.held(steps)
 
     return map_streams(held, streams), after
 
@@ -443,12 +444,11 @@ class BroadcastReduce(_Branches):
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         line, shifts, states, outputs = self._line, self.shifts(), {}, []
-        before = state.get("late", {})
         signal = signal if isinstance(signal, Chunk) else signal.tidied()
-        after = line.push(before, signal)
+        late = line.push(state.get("late", {}), signal)
         for name, child in self.children().items():
-            held = line.tap(before, after, signal, shifts[name])
+            held = late.held(shifts[name])
             with located(key(name)):
                 output, states[name] = advance(child, state.get(key(name), {}), held, train)
             outputs.append(output)
-        return reduced(self.reduce, outputs), keep(states, after)
+        return reduced(self.reduce, outputs), keep(states, late.after)

@@ -9,7 +9,16 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
-from cojax.buffers import Counter, following, read, replace_oldest, rolled, shown, unrolled
+from cojax.buffers import (
+    Counter,
+    following,
+    read,
+    read_before_write,
+    replace_oldest,
+    rolled,
+    shown,
+    unrolled,
+)
 from cojax.chunks import Chunk, begun, join
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, select
@@ -56,9 +65,9 @@ class _Conv(CoModule):
 
     Shapes:
       clip ``(B, in_channels, T, *S)`` to ``(B, out_channels, T', *S')``; step ``(B, in_channels,
-      *S)`` to ``(B, out_channels, *S')``; state ``count`` ``()`` and ``window``, a ring of inputs
-      ``(B, receptive_field - 1, *S, in_channels)``, or ``sums``, a ring of outputs to come ``(B,
-      receptive_field, *S', out_channels)``; without a memory or a stride there is none.
+      *S)`` to ``(B, out_channels, *S')``; state ``count`` ``()`` and a ring: ``window`` of inputs
+      ``(B, receptive_field - 1, *S, in_channels)``, or ``sums`` of outputs to come ``(B,
+      receptive_field - 1, *S', out_channels)``; without a memory or a stride there is none.
 
     Raises:
       ValueError: at construction, for arguments that do not go together.
@@ -117,8 +126,7 @@ class _Conv(CoModule):
     def _counter(self) -> Counter:
         memory = self.timing.receptive_field - 1
         first = 1 if self.temporal_fill == "replicate" and memory else 0
-        slots = memory + 1 if self._keeps_sums else max(memory, 1)
-        return Counter.for_timing(self.timing, exact=first, slots=slots)
+        return Counter.for_timing(self.timing, exact=first, slots=max(memory, 1))
 
     def setup(self) -> None:
         per_group = self.in_channels // self.groups
@@ -161,13 +169,11 @@ class _Conv(CoModule):
             return False
         if self.temporal_fill != "zeros":
             return False
-        sums = time.kernel_size * self.out_channels
-        inputs = (time.kernel_size - 1) * self.in_channels
-        thinned = math.prod(axis.stride for axis in space)
+        inputs = self.in_channels * math.prod(axis.stride for axis in space)
         if self.groups == self.in_channels > 1:
-            return sums <= 2 * inputs * thinned
+            return self.out_channels <= 2 * inputs
         along_time = all(axis.kernel_size == 1 for axis in space)
-        return self.groups == 1 and along_time and sums < inputs * thinned
+        return self.groups == 1 and along_time and self.out_channels < inputs
 
     def fresh_state(self, x: Spec) -> State:
         memory = self.timing.receptive_field - 1
@@ -175,7 +181,7 @@ class _Conv(CoModule):
             return self._counter.fresh()
         if self._keeps_sums:
             y = self.output_spec(x)
-            sums = jnp.zeros((y.shape[0], memory + 1, *y.shape[2:], y.shape[1]), y.dtype)
+            sums = jnp.zeros((y.shape[0], memory, *y.shape[2:], y.shape[1]), y.dtype)
             return {"sums": sums, **self._counter.fresh()}
         window = jnp.zeros((x.shape[0], memory, *x.shape[2:], x.shape[1]), x.dtype)
         return {"window": window, **self._counter.fresh()}
@@ -196,16 +202,22 @@ class _Conv(CoModule):
     def _added(
         self, sums: Array, x: Array, count: Array | int, signal: Signal
     ) -> tuple[Array, Array]:
-        """The output that is complete with this step, and the sums with its part in them."""
+        """The output that is complete with this step, and the sums with its part in them.
+
+        In the place of the one that is complete another begins.
+        """
         slots = sums.shape[1]
-        # How many steps later the output in each slot is complete; the last begins with this one.
-        ahead = (jnp.arange(slots) - count) % slots
-        begins = (ahead == slots - 1).reshape(-1, *(1,) * (x.ndim - 1))
         x, space = self._padded(x, first=1)
         kernel = self.kernel.astype(x.dtype)
-        added = contributions(x, kernel, slots - 1 - ahead, space, self.groups)
+        oldest, count = read_before_write(sums, count, x)
+        y = oldest + contributions(x, kernel, jnp.array([slots]), space, self.groups)[:, 0]
+        # How many steps later the output in each slot is complete: 0 where one begins.
+        ahead = (jnp.arange(slots) - count) % slots
+        begins = (ahead == 0).reshape(-1, *(1,) * (x.ndim - 1))
+        taps = (slots - ahead) % slots
+        added = contributions(x, kernel, taps, space, self.groups)
         sums = select(signal.valid, jnp.where(begins, 0, sums) + added, sums)
-        return self._biased(read(sums, count % slots)), sums
+        return self._biased(y), sums
 
     def _shown(
         self, ring: Array, x: Array, count: Array | int, signal: Signal
@@ -243,17 +255,14 @@ class _Conv(CoModule):
     def _chunk_of_sums(
         self, state: State, chunk: Chunk, x: Array, after: State
     ) -> tuple[Chunk, State]:
-        timing, count = self.timing, self._counter.of(state)
+        timing, memory = self.timing, unrolled(state["sums"], self._counter.of(state))
+        # To the last output that the chunk has a part in.
         time = self._axes[0]._replace(padding=timing.receptive_field - 1, uneven=0)
-        # From the step before the chunk on, to the last that it has a part in.
         added = self._unbiased_clip(x, time)
-        added = jnp.pad(added, [(0, 0), (1, 0), *[(0, 0)] * (added.ndim - 2)])
-        # The last that was complete before the first valid frame, and those that were not yet.
-        before = unrolled(state["sums"], count - 1)
-        sums = added + join(before, jnp.zeros_like(added[:, : chunk.steps]), chunk.blank)
-        after["sums"] = rolled(sums, timing.receptive_field, self._counter.of(after) - 1)
-        y = channels_second(self._biased(sums[:, 1 : chunk.steps + 1]))
-        return chunk.leaves(y, chunk.emitted(count, timing), timing), after
+        sums = added + join(memory, jnp.zeros_like(added[:, : chunk.steps]), chunk.blank)
+        after["sums"] = rolled(sums, memory.shape[1], self._counter.of(after))
+        y = channels_second(self._biased(sums[:, : chunk.steps]))
+        return chunk.leaves(y, chunk.emitted(self._counter.of(state), timing), timing), after
 
     def _convolved_clip(self, x: Array, time: Axis) -> Array:
         return self._biased(self._unbiased_clip(x, time))

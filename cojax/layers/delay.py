@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cojax.buffers import DelayLine, unrolled, windows
-from cojax.chunks import Chunk
+from cojax.buffers import Counter, DelayLine, ring, rolled, unrolled, windows, write
+from cojax.chunks import Chunk, join
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import one_of, require_positive
-from cojax.layout import channels_last
+from cojax.layout import channels_last, spec_last
 from cojax.module import CoModule
 from cojax.timing import Axis, Timing, windowed
 
@@ -48,17 +48,15 @@ class _Held(CoModule):
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         line = self._line
-        after = line.push(state, signal)
-        held = line.tap(state, after, signal, self._held)
+        pushed = line.push(state, signal)
         emits = line.counter.emits(state, self.timing)
-        return signal.leaves(held.value, emits, self.timing), after
+        return signal.leaves(pushed.held(self._held).value, emits, self.timing), pushed.after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         line = self._line
-        after = line.push(state, chunk)
-        held = line.tap(state, after, chunk, self._held)
+        pushed = line.push(state, chunk)
         emitted = chunk.emitted(line.counter.of(state), self.timing)
-        return chunk.leaves(held.value, emitted, self.timing), after
+        return chunk.leaves(pushed.held(self._held).value, emitted, self.timing), pushed.after
 
 
 class Delay(_Held):
@@ -85,7 +83,7 @@ class Delay(_Held):
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T - front - back, *S)``; step ``(B, C, *S)`` to the same;
-      state ``ring`` ``(B, steps + 1, *S, C)`` and ``count`` ``()``.
+      state ``ring`` ``(B, steps, *S, C)`` and ``count`` ``()``.
 
     Raises:
       ValueError: at construction, for a negative delay or a back crop longer than it.
@@ -207,8 +205,8 @@ class Window(CoModule):
         return windowed(Axis(self.steps, 1, 0))
 
     @property
-    def _line(self) -> DelayLine:
-        return DelayLine.of(self.steps - 1, self.timing)
+    def _counter(self) -> Counter:
+        return Counter.for_timing(self.timing, slots=self.steps)
 
     def output_spec(self, x: Spec) -> Spec:
         return Spec((*x.shape, self.steps), x.dtype)
@@ -219,25 +217,26 @@ class Window(CoModule):
         return self._shown(channels_last(x))
 
     def fresh_state(self, x: Spec) -> State:
-        return self._line.fresh(x)
+        memory = {"ring": ring(spec_last(x), self.steps)} if self.steps > 1 else {}
+        return {**memory, **self._counter.fresh()}
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         if self.steps == 1:
             return signal.becomes(signal.value[..., None]), state
-        after = self._line.push(state, signal)
-        count = self._line.counter.of(state)
+        count, after = self._counter.of(state), self._counter.advance(state, signal.valid)
+        after["ring"] = write(state["ring"], channels_last(signal.value), count, signal.valid)
         frames = unrolled(after["ring"], count + 1)
-        emits = self._line.counter.emits(state, self.timing)
+        emits = self._counter.emits(state, self.timing)
         return signal.leaves(_steps_last(frames, 1), emits, self.timing), after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         if self.steps == 1:
             return chunk.becomes(chunk.value[..., None]), state
-        frames = self._line.joined(state, chunk)[:, 1:]
-        emitted = chunk.emitted(self._line.counter.of(state), self.timing)
-        return chunk.leaves(self._shown(frames), emitted, self.timing), self._line.push(
-            state, chunk
-        )
+        count, after = self._counter.of(state), self._counter.advance_by(state, chunk.valid_steps)
+        frames = join(unrolled(state["ring"], count), channels_last(chunk.clean()), chunk.blank)
+        after["ring"] = rolled(frames, self.steps, after["count"])
+        emitted = chunk.emitted(count, self.timing)
+        return chunk.leaves(self._shown(frames[:, 1:]), emitted, self.timing), after
 
     def _shown(self, frames: Array) -> Array:
         """Every window of ``(B, T, *S, C)``: ``(B, C, T', *S, steps)``."""

@@ -84,7 +84,7 @@ class _TemporalPool(CoModule):
                 if not signal.always_real:
                     newest = read(frames, (count - 1) % slots)
                     frame = jnp.where(signal.past > 0, newest, frame)
-            frames = after["ring"] = write(frames, frame, count % slots, signal.valid)
+            frames = after["ring"] = write(frames, frame, count, signal.valid)
             time = self._time
             if time.dilation > 1:
                 taps = (count - time.dilation * jnp.arange(time.kernel_size)[::-1]) % slots
