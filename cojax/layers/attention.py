@@ -15,7 +15,7 @@ from jax import Array
 from jax.nn.initializers import glorot_uniform, normal, zeros
 from jax.typing import DTypeLike
 
-from cojax.buffers import Counter, read, ring, rolled, unrolled, windows, write
+from cojax.buffers import Counter, following, read, rolled, unrolled, windows, write
 from cojax.chunks import join, met
 from cojax.errors import InputError
 from cojax.frames import Spec, State, flat_streams, map_streams
@@ -112,18 +112,28 @@ class _MultiheadAttention(CoModule):
         query, key, value = projected
         return query, key, value
 
-    def _attention(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        """What queries ``(..., Q, H, D)`` find among keys ``(..., N, H, D)``: ``(..., Q, E)``."""
+    def _attention(self, query: Array, *parts: tuple[Array, Array], train: bool) -> Array:
+        """What queries ``(..., H, Q, D)`` find among keys ``(..., H, N, D)``: ``(..., Q, E)``.
+
+        Keys and their values come in parts.
+        """
+        pairs = [*parts]
         if self.extra:
             bias_k, bias_v = self.extra
-            key, value = _with(key, bias_k), _with(value, bias_v)
+            pairs.append((self._as_token(bias_k, query), self._as_token(bias_v, query)))
         if self.add_zero_attn:
-            zero = jnp.zeros((self.embed_dim,), key.dtype)
-            key, value = _with(key, zero), _with(value, zero)
-        weights = self.drop.clip(attention_weights(query, key), train=train)
-        y = attended(weights, value)
+            pairs.append((self._as_token(jnp.zeros((self.embed_dim,)), query),) * 2)
+        keys, values = zip(*pairs, strict=True)
+        y = attended(self.drop.clip(attention_weights(query, keys), train=train), values)
         y = product(y, self.out_kernel.astype(y.dtype))
         return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
+
+    @nn.nowrap
+    def _as_token(self, token: Array, query: Array) -> Array:
+        """A further key or value ``(E,)`` beside queries ``(..., H, Q, D)``: ``(..., H, 1, D)``."""
+        *batch, heads, _, channels = query.shape
+        token = token.astype(query.dtype).reshape(heads, 1, channels)
+        return jnp.broadcast_to(token, (*batch, *token.shape))
 
 
 def _glorot_uniform_packed(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
@@ -137,11 +147,9 @@ def _three(streams: Any) -> Any:
     return streams if isinstance(streams, tuple) else (streams,) * 3
 
 
-def _with(tokens: Array, token: Array) -> Array:
-    """The tokens ``(..., N, H, D)`` and one more."""
-    token = token.astype(tokens.dtype).reshape(tokens.shape[-2:])
-    token = jnp.broadcast_to(token, (*tokens.shape[:-3], 1, *token.shape))
-    return jnp.concatenate([tokens, token], axis=-3)
+def _in_heads(tokens: Array) -> Array:
+    """``(..., N, H, D)`` to ``(..., H, N, D)``, or back."""
+    return jnp.swapaxes(tokens, -3, -2)
 
 
 class _StreamAttention(_MultiheadAttention):
@@ -180,7 +188,7 @@ class _StreamAttention(_MultiheadAttention):
 
     @property
     def _counter(self) -> Counter:
-        return Counter.for_timing(self.timing, slots=self._length)
+        return Counter.for_timing(self.timing, slots=max(self._length - 1, 1))
 
     def clip(self, x: Any, train: bool = False) -> Array:
         steps = flat_streams(x)[0].shape[2]
@@ -191,25 +199,37 @@ class _StreamAttention(_MultiheadAttention):
         return self._over_windows(*projected, train)
 
     def fresh_state(self, x: Any) -> State:
+        if self._length == 1:
+            return self._counter.fresh()
         names = ("query", "key", "value") if self._remembers_queries else ("key", "value")
         tokens = flat_streams(x)[0]
-        heads = (tokens.shape[0], self.num_heads, self.embed_dim // self.num_heads)
-        rings = {name: ring(Spec(heads, tokens.dtype), self._length) for name in names}
+        heads = (self.num_heads, self._length - 1, self.embed_dim // self.num_heads)
+        rings = {name: jnp.zeros((tokens.shape[0], *heads), tokens.dtype) for name in names}
         return {**rings, **self._counter.fresh()}
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         tokens = map_streams(lambda each: each.clean(), signal)
-        query, key, value = self._projected(tokens)
+        new = dict(zip(("query", "key", "value"), self._projected(tokens), strict=True))
         arrived, count = met(flat_streams(signal), flat_streams(tokens)[0]), self._counter.of(state)
         after = self._counter.advance(state, arrived.valid)
-        for name, token in (("query", query), ("key", key), ("value", value)):
-            if name in state:
-                after[name] = write(state[name], token, count % self._length, arrived.valid)
-        y = self._answer(after, query, count, train)
+        query = self._asks(state.get("query"), new["query"], count)
+        among = [(new["key"][:, :, None], new["value"][:, :, None])]
+        if "key" in state:
+            among.append((state["key"], state["value"]))
+        found = self._attention(query, *among, train=train)
+        # Then all that is remembered has been read.
+        count = following(count, found)
+        for name in new.keys() & state.keys():
+            after[name] = write(state[name], new[name], count, arrived.valid, axis=2)
+        y = self._answer(found)
         return arrived.leaves(y, self._counter.emits(state, self.timing), self.timing), after
 
-    def _answer(self, rings: State, query: Array, count: Array | int, train: bool) -> Array:
-        """The output of a step, given the rings with the token in that came ``count``-th."""
+    def _asks(self, memory: Array | None, query: Array, count: Array | int) -> Array:
+        """The queries ``(B, H, Q, D)`` of a step, given a ring of those before, and the newest."""
+        raise NotImplementedError
+
+    def _answer(self, found: Array) -> Array:
+        """The output of a step, of what was found ``(B, Q, E)``."""
         raise NotImplementedError
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
@@ -220,9 +240,11 @@ class _StreamAttention(_MultiheadAttention):
         query, key, value = self._projected(tokens)
 
         def joined(name: str, token: Array) -> Array:
-            every = join(unrolled(state[name], count), token, arrived.blank)
-            after[name] = rolled(every, self._length, self._counter.of(after))
-            return every[:, 1:]  # the oldest left the window with the first step
+            if self._length == 1:
+                return token
+            every = join(unrolled(_in_heads(state[name]), count), token, arrived.blank)
+            after[name] = _in_heads(rolled(every, self._length - 1, self._counter.of(after)))
+            return every
 
         if self._remembers_queries:  # else it is the newest that asks
             query = self._asking(joined("query", query))
@@ -266,7 +288,7 @@ class SingleOutputMultiheadAttention(_StreamAttention):
       clip ``(B, embed_dim, T)`` to ``(B, embed_dim, T - sequence_len + 1)`` (``T`` without
       ``single_output_forward``); step ``(B, embed_dim)`` to the same; or three of these: queries,
       keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``key``, ``value`` (and ``query``,
-      unless the newest token attends) ``(B, sequence_len, num_heads, embed_dim / num_heads)``,
+      unless the newest token attends) ``(B, num_heads, sequence_len - 1, embed_dim / num_heads)``,
       ``count`` ``()``.
 
     Raises:
@@ -298,7 +320,8 @@ class SingleOutputMultiheadAttention(_StreamAttention):
         if self.single_output_forward:
             return super().clip(x, train)
         tokens = map_streams(lambda stream: jnp.moveaxis(stream, 2, 1), x)
-        return jnp.moveaxis(self._attention(*self._projected(tokens), train), 1, 2)
+        query, key, value = map(_in_heads, self._projected(tokens))
+        return jnp.moveaxis(self._attention(query, (key, value), train=train), 1, 2)
 
     @nn.nowrap
     def _asking(self, tokens: Array) -> Array:
@@ -306,15 +329,18 @@ class SingleOutputMultiheadAttention(_StreamAttention):
         return tokens[:, self.query_place : self.query_place + outputs]
 
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        key, value = (windows(tokens, self._length) for tokens in (key, value))
-        found = self._attention(query[:, :, None], key, value, train)
+        key, value = (_in_heads(windows(tokens, self._length)) for tokens in (key, value))
+        found = self._attention(query[:, :, :, None], (key, value), train=train)
         return jnp.moveaxis(found[:, :, 0], 1, 2)
 
-    def _answer(self, rings: State, query: Array, count: Array | int, train: bool) -> Array:
-        if self._remembers_queries:
+    def _asks(self, memory: Array | None, query: Array, count: Array | int) -> Array:
+        if memory is not None:
             held = self._length - 1 - self.query_place
-            query = read(rings["query"], (count - held) % self._length)
-        return self._attention(query[:, None], rings["key"], rings["value"], train)[:, 0]
+            query = read(memory, (count - held) % memory.shape[2], axis=2)
+        return query[:, :, None]
+
+    def _answer(self, found: Array) -> Array:
+        return found[:, 0]
 
 
 class RetroactiveMultiheadAttention(_StreamAttention):
@@ -344,7 +370,7 @@ class RetroactiveMultiheadAttention(_StreamAttention):
       clip ``(B, embed_dim, T)`` to ``(B, embed_dim, T - sequence_len + 1, sequence_len)``; step
       ``(B, embed_dim)`` to ``(B, embed_dim, sequence_len)``, oldest first; or three of these:
       queries, keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``query``, ``key``,
-      ``value`` ``(B, sequence_len, num_heads, embed_dim / num_heads)``, ``count`` ``()``.
+      ``value`` ``(B, num_heads, sequence_len - 1, embed_dim / num_heads)``, ``count`` ``()``.
 
     Raises:
       ValueError: at construction, for arguments that do not go together.
@@ -358,13 +384,19 @@ class RetroactiveMultiheadAttention(_StreamAttention):
         return Spec((*query.shape, self._length), query.dtype)
 
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        query, key, value = (windows(tokens, self._length) for tokens in (query, key, value))
-        return jnp.moveaxis(self._attention(query, key, value, train), -1, 1)
+        query, key, value = (
+            _in_heads(windows(tokens, self._length)) for tokens in (query, key, value)
+        )
+        return jnp.moveaxis(self._attention(query, (key, value), train=train), -1, 1)
 
-    def _answer(self, rings: State, query: Array, count: Array | int, train: bool) -> Array:
-        queries = unrolled(rings["query"], count + 1)
-        y = self._attention(queries, rings["key"], rings["value"], train)
-        return jnp.swapaxes(y, 1, 2)
+    def _asks(self, memory: Array | None, query: Array, count: Array | int) -> Array:
+        newest = query[:, :, None]
+        if memory is None:
+            return newest
+        return jnp.concatenate([unrolled(memory, count, axis=2), newest], axis=2)
+
+    def _answer(self, found: Array) -> Array:
+        return jnp.swapaxes(found, 1, 2)
 
 
 class WindowMultiheadAttention(_MultiheadAttention):
@@ -409,7 +441,8 @@ class WindowMultiheadAttention(_MultiheadAttention):
         query, key, value = _three(map_streams(lambda stream: jnp.moveaxis(stream, 1, -1), x))
         if self.query_index is not None:
             query = query[:, :, self.query_index, None]
-        y = jnp.moveaxis(self._attention(*self._projected((query, key, value)), train), -1, 1)
+        query, key, value = map(_in_heads, self._projected((query, key, value)))
+        y = jnp.moveaxis(self._attention(query, (key, value), train=train), -1, 1)
         return y if self.query_index is None else jnp.squeeze(y, -1)
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
