@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import datetime
 import json
 import math
 import os
@@ -351,7 +352,9 @@ def run(
 
 
 def _row(job: Job, measured: Future[dict[str, Any]]) -> dict[str, Any]:
-    row = {"network": job.network, "batch": job.batch}
+    # The day, since a run that was broken off may be gone on with on another.
+    day = datetime.date.today().isoformat()
+    row: dict[str, Any] = {"network": job.network, "batch": job.batch, "date": day}
     try:
         return row | measured.result()
     except Exception as error:

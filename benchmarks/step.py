@@ -5,8 +5,7 @@
 Each network and batch size has a fresh process. In it the same weights are given the same steps
 with the same threads; the outputs are compared first. What is timed is the steady state, in Python
 loops over the steps until the last output is there, way after way in interleaved rounds: what is
-said is the median of the rounds' ratios, and their quartiles. On a CPU every answer is waited for, as
-it is in torch; on a GPU in neither library, but for the last. At batch 1 a prediction is also
+said is the median of the rounds' ratios, and their quartiles. At batch 1 a prediction is also
 computed anew from its window, by each library.
 """
 
@@ -171,8 +170,7 @@ def _steps(
     def run_step(steps: int) -> None:
         for t in range(steps):
             frame = stepping(arrays[t % _FRAMES])
-            if job.device == "cpu" or t == steps - 1:
-                frame.value.block_until_ready()
+        frame.value.block_until_ready()
 
     ways = {"continual": run_continual, "cojax": run_step}
     if job.brief:

@@ -54,7 +54,7 @@ def test_skeletons_are_folded_but_for_the_norms_of_their_input_and_of_sums(name)
 
 
 def test_cox3d_is_folded_whole():
-    net = co.models.cox3d(32, 4, 10, width_factor=1, depth_factor=0.5)
+    net = co.models.cox3d(32, 4, 10, width_factor=1, depth_factor=0.2)
     variables = co.load_torch(net, state_dict_of(net))
     assert check(net, variables, clip_of((1, 3, 6, 32, 32))) == 0
 

@@ -165,7 +165,7 @@ LAYERS = {
     "encoder": (
         lambda: co.TransformerEncoder(
             co.TransformerEncoderLayerFactory(6, 2, 8, norm_first=True, sequence_len=4),
-            num_layers=3,
+            num_layers=2,
             norm=co.LayerNorm(6, channel_dim=1),
         ),
         (2, 6, 7),
