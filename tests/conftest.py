@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Most of the time is compilation, and half of that is XLA's newer generator of code for fusions:
@@ -10,3 +12,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # not know, so that this is for the versions it was tried with.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """For networks so large that most of the time is compilation, and little of it computation."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -23,12 +23,7 @@ from tests.laws import clip_of
 ARM = co.models.Graph(joints=3, inward=((1, 0), (2, 1)))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of the time is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # The peers of the zoo.

@@ -20,6 +20,8 @@ from cojax.models.x3d import _branch, _squeeze_excitation
 from tests import goldens
 from tests.laws import assert_same_bits, check_laws, clip_of, variables_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def _tiny(build, image_size, pool_size, **options):
     return functools.partial(
