@@ -87,8 +87,8 @@ def set_up(job: Job) -> None:
         jax.config.update("jax_default_matmul_precision", "float32")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     # On a CPU those of one are needed by all while it is timed.
-    beside = job.together if job.device == "gpu" else 1
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))
+    sharing = job.together if job.device == "gpu" else 1
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // sharing))
     torch.manual_seed(0)
 
 

@@ -177,6 +177,11 @@ def unrolled(ring: Array, count: Array | int, axis: int = 1) -> Array:
     return jnp.take(ring, (count + jnp.arange(slots)) % slots, axis, mode="clip")
 
 
+def joined(ring: Array, count: Array | int, chunk: Chunk) -> Array:
+    """A ring's frames, oldest first, and those of a chunk: ``(B, n + T, *S, C)``."""
+    return join(unrolled(ring, count), channels_last(chunk.clean()), chunk.blank)
+
+
 def windows(frames: Array, steps: int) -> Array:
     """All windows of consecutive frames: ``(B, T, ...)`` to ``(B, T - steps + 1, steps, ...)``."""
     places = jnp.arange(frames.shape[1] - steps + 1)[:, None] + jnp.arange(steps)
@@ -212,8 +217,7 @@ class DelayLine(NamedTuple):
             after = self.counter.advance_by(state, flow.valid_steps)
             if not self.length:
                 return Pushed(flow, state, after, None)
-            frames = channels_last(flow.clean())
-            frames = join(unrolled(state["ring"], state["count"]), frames, flow.blank)
+            frames = joined(state["ring"], state["count"], flow)
             after["ring"] = rolled(frames, self.length, after["count"])
             return Pushed(flow, state, after, frames)
         after = self.counter.advance(state, flow.valid)

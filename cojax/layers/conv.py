@@ -255,14 +255,15 @@ class _Conv(CoModule):
     def _chunk_of_sums(
         self, state: State, chunk: Chunk, x: Array, after: State
     ) -> tuple[Chunk, State]:
-        timing, memory = self.timing, unrolled(state["sums"], self._counter.of(state))
+        timing, count = self.timing, self._counter.of(state)
+        memory = unrolled(state["sums"], count)
         # To the last output that the chunk has a part in.
         time = self._axes[0]._replace(padding=timing.receptive_field - 1, uneven=0)
         added = self._unbiased_clip(x, time)
         sums = added + join(memory, jnp.zeros_like(added[:, : chunk.steps]), chunk.blank)
         after["sums"] = rolled(sums, memory.shape[1], self._counter.of(after))
         y = channels_second(self._biased(sums[:, : chunk.steps]))
-        return chunk.leaves(y, chunk.emitted(self._counter.of(state), timing), timing), after
+        return chunk.leaves(y, chunk.emitted(count, timing), timing), after
 
     def _convolved_clip(self, x: Array, time: Axis) -> Array:
         return self._biased(self._unbiased_clip(x, time))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cojax.buffers import Counter, DelayLine, ring, rolled, unrolled, windows, write
-from cojax.chunks import Chunk, join
+from cojax.buffers import Counter, DelayLine, joined, ring, rolled, unrolled, windows, write
+from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import one_of, require_positive
@@ -233,7 +233,7 @@ class Window(CoModule):
         if self.steps == 1:
             return chunk.becomes(chunk.value[..., None]), state
         count, after = self._counter.of(state), self._counter.advance_by(state, chunk.valid_steps)
-        frames = join(unrolled(state["ring"], count), channels_last(chunk.clean()), chunk.blank)
+        frames = joined(state["ring"], count, chunk)
         after["ring"] = rolled(frames, self.steps, after["count"])
         emitted = chunk.emitted(count, self.timing)
         return chunk.leaves(self._shown(frames[:, 1:]), emitted, self.timing), after
