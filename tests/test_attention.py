@@ -21,19 +21,22 @@ def tensor(x):
     return torch.from_numpy(np.array(x))
 
 
-@pytest.mark.parametrize("norm_first", [False, True])
+# With one head tokens are remembered, with two their keys and values.
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_encoders_loaded_from_torch_agree_on_every_window_of_a_long_stream(layers, norm_first):
+@pytest.mark.parametrize(("norm_first", "heads"), [(False, 2), (True, 1), (False, 1)])
+def test_encoders_loaded_from_torch_agree_on_every_window_of_a_long_stream(
+    layers, norm_first, heads
+):
     torch.manual_seed(layers)
     layer = nn.TransformerEncoderLayer(
-        WIDTH, HEADS, HIDDEN, activation="gelu", norm_first=norm_first, batch_first=True
+        WIDTH, heads, HIDDEN, activation="gelu", norm_first=norm_first, batch_first=True
     )
     norm = nn.LayerNorm(WIDTH) if norm_first else None
     trained = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False).eval()
     for parameter in trained.parameters():
         nn.init.normal_(parameter, std=0.5)
     factory = co.TransformerEncoderLayerFactory(
-        WIDTH, HEADS, HIDDEN, activation="gelu", norm_first=norm_first, sequence_len=LENGTH
+        WIDTH, heads, HIDDEN, activation="gelu", norm_first=norm_first, sequence_len=LENGTH
     )
     net = co.TransformerEncoder(
         factory, layers, co.LayerNorm(WIDTH, channel_dim=1) if norm_first else None
@@ -119,6 +122,30 @@ def test_keys_and_values_of_their_own_streams_equal_torch(kind):
     check_laws(net, streams, variables=variables)
 
 
+@pytest.mark.parametrize(
+    ("net", "rings"),
+    {
+        co.SingleOutputMultiheadAttention(8, 2, sequence_len=4): ["token"],
+        co.SingleOutputMultiheadAttention(8, 2, sequence_len=4, query_index=0): ["query", "token"],
+        co.SingleOutputMultiheadAttention(8, 2, sequence_len=5): ["key", "value"],
+        co.SingleOutputMultiheadAttention(8, 2, add_zero_attn=True, sequence_len=4): [
+            "key",
+            "value",
+        ],
+        co.RetroactiveMultiheadAttention(8, 2, sequence_len=4): ["query", "key", "value"],
+        co.SingleOutputMultiheadAttention(8, 2, sequence_len=1): [],
+    }.items(),
+)
+def test_no_more_tokens_than_a_head_has_channels_are_remembered_themselves(net, rings):
+    state = net.init_state((3, 8))
+    assert list(state) == [*rings, "count"][: None if rings else 0]
+    for name in rings:
+        steps = net.sequence_len - 1
+        assert state[name].shape == ((3, steps, 8) if name == "token" else (3, 2, steps, 4))
+    streams = net.init_state((jnp.zeros((3, 8)),) * 3)
+    assert "token" not in streams
+
+
 @pytest.mark.parametrize("kind", [co.SingleOutputMultiheadAttention, co.WindowMultiheadAttention])
 def test_attention_weights_are_dropped_in_training_alone(kind):
     length = 64
@@ -126,8 +153,8 @@ def test_attention_weights_are_dropped_in_training_alone(kind):
     net = kind(WIDTH, 1, dropout=0.25, bias=False, **({"sequence_len": length} if streams else {}))
     params = random_variables(net, 0)["params"]
     # Keys of zero weigh all tokens alike; each token's value is its own place, of one channel.
-    params |= {f"{name}_proj_kernel": jnp.zeros((WIDTH, WIDTH)) for name in "qkv"}
-    params["v_proj_kernel"] = params["v_proj_kernel"].at[0, 0].set(1.0)
+    params |= {name: jnp.zeros((WIDTH, WIDTH)) for name in ("q_proj_kernel", "k_proj_weight")}
+    params["v_proj_weight"] = jnp.zeros((WIDTH, WIDTH)).at[0, 0].set(1.0)
     variables = {"params": {**params, "out_proj_kernel": jnp.eye(WIDTH)}}
     x = jnp.zeros((1, WIDTH, length)).at[0, 0].set(2.0 ** (jnp.arange(length) % 16))
     x = x if streams else x[:, :, None]
@@ -139,10 +166,11 @@ def test_attention_weights_are_dropped_in_training_alone(kind):
     np.testing.assert_allclose(kept, np.round(kept), rtol=1e-5)
     assert len(set(np.round(kept))) > 50
     np.testing.assert_allclose(found.mean(), whole, rtol=0.1)
-    dropped = net.clone(dropout=1.0)
-    np.testing.assert_array_equal(
-        dropped.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)}), 0
-    )
+    dropped = net.clone(dropout=1.0, bias=True)
+    variables = random_variables(dropped, 0)
+    y = dropped.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)})
+    expected = variables["params"]["out_proj_bias"].reshape(1, WIDTH, *(1,) * (y.ndim - 2))
+    np.testing.assert_array_equal(y, np.broadcast_to(expected, y.shape))
 
 
 # 100,000 steps, of which one in so many is looked at, and those around it.
@@ -153,7 +181,7 @@ def logits_of_hundreds(net):
     """Variables with which queries and keys meet in logits of 100 and more."""
     variables = random_variables(net, 0)
     params = dict(variables["params"])
-    params |= {f"{name}_proj_kernel": 12 * params[f"{name}_proj_kernel"] for name in "qk"}
+    params |= {name: 12 * params[name] for name in ("q_proj_kernel", "k_proj_weight")}
     return {"params": params}
 
 
@@ -161,7 +189,8 @@ def test_retroactive_attention_neither_drifts_nor_overflows():
     net = co.RetroactiveMultiheadAttention(WIDTH, HEADS, sequence_len=LENGTH)
     variables = logits_of_hundreds(net)
     x = clip_of((1, WIDTH, STEPS))
-    query, key = (x[0].T @ variables["params"][f"{name}_proj_kernel"] for name in "qk")
+    params = variables["params"]
+    query, key = x[0].T @ params["q_proj_kernel"], x[0].T @ params["k_proj_weight"].T
     logits = query * key / np.sqrt(WIDTH / HEADS)
     assert jnp.abs(logits.reshape(STEPS, HEADS, -1).sum(-1)).max() > 300
 

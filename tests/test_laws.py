@@ -138,6 +138,14 @@ LAYERS = {
         lambda: co.SingleOutputMultiheadAttention(6, 2, sequence_len=4),
         (2, 6, 9),
     ),
+    "one token attends, and tokens are remembered": (
+        lambda: co.SingleOutputMultiheadAttention(6, 1, sequence_len=4),
+        (2, 6, 9),
+    ),
+    "an older token attends, and tokens are remembered": (
+        lambda: co.SingleOutputMultiheadAttention(8, 2, sequence_len=4, query_index=1),
+        (2, 8, 9),
+    ),
     "an older token attends": (
         lambda: co.SingleOutputMultiheadAttention(
             6, 3, bias=False, add_bias_kv=True, add_zero_attn=True, sequence_len=4, query_index=1

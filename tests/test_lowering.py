@@ -49,9 +49,11 @@ def test_a_step_copies_none_of_its_memories(name):
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of what XLA makes of it for a CPU")
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("kind", ["SingleOutput", "Retroactive"])
-def test_a_step_of_attention_copies_none_of_its_memories(kind, batch):
-    attention = getattr(co, f"{kind}MultiheadAttention")(20, 4, sequence_len=6)
+@pytest.mark.parametrize(
+    ("kind", "heads"), [("SingleOutput", 2), ("SingleOutput", 4), ("Retroactive", 4)]
+)
+def test_a_step_of_attention_copies_none_of_its_memories(kind, heads, batch):
+    attention = getattr(co, f"{kind}MultiheadAttention")(20, heads, sequence_len=6)
     assert_copies_nothing(*compiled_step(attention, jnp.zeros((batch, 20))))
 
 

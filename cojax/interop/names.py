@@ -35,8 +35,7 @@ def _same(x: np.ndarray) -> np.ndarray:
 class Leaf(NamedTuple):
     """How one variable of a layer is called, and laid out, in torch.
 
-    Where torch packs several into one tensor, these are the ``parts``, along the last axis, of a
-    variable that is none itself.
+    Where torch packs several into one tensor, these are its ``parts``, along its first axis.
     """
 
     collection: str
@@ -44,7 +43,7 @@ class Leaf(NamedTuple):
     torch_name: str
     from_torch: Convert = _same
     to_torch: Convert = _same
-    parts: tuple[str, ...] = ()
+    parts: tuple["Leaf", ...] = ()
 
 
 _OUT_IN_FIRST = Leaf(
@@ -75,14 +74,13 @@ def _recurrent(module: _Recurrent) -> tuple[Leaf, ...]:
 
 def _attention(module: _MultiheadAttention) -> tuple[Leaf, ...]:
     """Torch packs the projections of queries, keys and values into one tensor, where it can."""
-    projections = tuple(
-        _OUT_IN_FIRST._replace(name=f"{name}_proj_kernel", torch_name=f"{name}_proj_weight")
-        for name in ("q", "k", "v")
+    projections: tuple[Leaf, ...] = (
+        _OUT_IN_FIRST._replace(name="q_proj_kernel", torch_name="q_proj_weight"),
+        Leaf("params", "k_proj_weight", "k_proj_weight"),
+        Leaf("params", "v_proj_weight", "v_proj_weight"),
     )
     if module.packed:
-        parts = tuple(leaf.name for leaf in projections)
-        packed = _OUT_IN_FIRST._replace(name="in_proj_kernel", torch_name="in_proj_weight")
-        projections = (packed._replace(parts=parts),)
+        projections = (Leaf("params", "in_proj", "in_proj_weight", parts=projections),)
     token: dict[str, Any] = {"from_torch": np.ravel, "to_torch": lambda x: x.reshape(1, 1, -1)}
     return (
         *projections,
@@ -141,7 +139,7 @@ class Entry(NamedTuple):
       delayed_name: its name in ``continual``, which wraps a branch that it delays.
       leaf: how it is laid out in torch.
 
-    Where it has parts, these lie beside the path, and the spec is that of all together.
+    Where it has parts, these lie beside the path, and the spec is that of all together, in torch.
     """
 
     path: tuple[str, ...]
@@ -153,24 +151,30 @@ class Entry(NamedTuple):
     @property
     def paths(self) -> list[tuple[str, ...]]:
         """Where its parts lie, or where it does."""
-        return [(*self.path[:-1], name) for name in self.leaf.parts] or [self.path]
+        return [(*self.path[:-1], part.name) for part in self.leaf.parts] or [self.path]
 
     def of(self, variables: Mapping[str, Any]) -> Any:
         """Its value among variables; None where there is none."""
         values = [at(variables, path) for path in self.paths]
         if any(value is None for value in values):
             return None
-        return np.concatenate(values, axis=-1) if self.leaf.parts else np.asarray(values[0])
+        if not self.leaf.parts:
+            return np.asarray(values[0])
+        pairs = zip(self.leaf.parts, values, strict=True)
+        return np.concatenate([part.to_torch(np.asarray(value)) for part, value in pairs])
 
     def put(self, variables: dict[str, Any], value: np.ndarray) -> None:
         """Gives it a value among variables."""
-        values = np.split(value, len(self.paths), axis=-1) if self.leaf.parts else [value]
-        for path, part in zip(self.paths, values, strict=True):
-            put(variables, path, jnp.asarray(part))
+        values = [value]
+        if parts := self.leaf.parts:
+            pairs = zip(parts, np.split(value, len(parts)), strict=True)
+            values = [part.from_torch(piece) for part, piece in pairs]
+        for path, own in zip(self.paths, values, strict=True):
+            put(variables, path, jnp.asarray(own))
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
-        return self.leaf.to_torch(np.broadcast_to(np.zeros((), bool), self.spec.shape)).shape
+        return _torch_shape(self.leaf, self.spec)
 
 
 def entries(net: CoModule) -> list[Entry]:
@@ -207,9 +211,9 @@ def _entries(
         if isinstance(module, kind):
             for leaf in leaves(module) if callable(leaves) else leaves:
                 place = (leaf.collection, *path)
-                parts = [at(specs, (*place, name)) for name in leaf.parts or (leaf.name,)]
-                if all(part is not None for part in parts):
-                    spec = parts[0].update(shape=_side_by_side([part.shape for part in parts]))
+                own = [at(specs, (*place, part.name)) for part in leaf.parts or (leaf,)]
+                if all(spec is not None for spec in own):
+                    spec = _packed(own, leaf.parts) if leaf.parts else own[0]
                     name, long = (".".join((*n, leaf.torch_name)) for n in (names, delayed))
                     yield Entry((*place, leaf.name), spec, name, long, leaf)
     for name, child in module.children().items():
@@ -242,11 +246,14 @@ def _wrapped_in_encoder(attention: CoModule, name: str) -> tuple[str, ...]:
     return ("fn", *path) if isinstance(attention, WindowMultiheadAttention) else path
 
 
-def _side_by_side(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of arrays of these shapes, concatenated along their last axes."""
-    if len(shapes) == 1:
-        return shapes[0]
-    return (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+def _torch_shape(leaf: Leaf, spec: Any) -> tuple[int, ...]:
+    return leaf.to_torch(np.broadcast_to(np.zeros((), bool), spec.shape)).shape
+
+
+def _packed(specs: Sequence[jax.ShapeDtypeStruct], parts: Sequence[Leaf]) -> Any:
+    """The spec of the tensor that torch packs these variables into."""
+    shapes = [_torch_shape(part, spec) for part, spec in zip(parts, specs, strict=True)]
+    return specs[0].update(shape=(sum(shape[0] for shape in shapes), *shapes[0][1:]))
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:

@@ -1,11 +1,13 @@
 """Multi-head attention: over the last tokens of a stream, and over the tokens of a window.
 
 A stream's tokens are projected once, when they come, and kept as keys and values (and queries) in
-rings. What a step computes anew are the weights: no sum is corrected from step to step, so that
-nothing drifts and no logit is too large.
+rings; or they are kept themselves, and it is the few queries that are projected. What a step
+computes anew are the weights: no sum is corrected from step to step, so that nothing drifts and no
+logit is too large.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +25,7 @@ from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
 from cojax.module import CoModule, require_floating
 from cojax.ops.attention import attended, attention_weights
-from cojax.ops.product import product
+from cojax.ops.product import from_heads, product, to_heads
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -59,11 +61,14 @@ class _MultiheadAttention(CoModule):
 
     def setup(self) -> None:
         embed, dtype = self.embed_dim, self.param_dtype
-        # Apart, though torch packs them: a slice of what is packed is copied, in every step.
+        # Apart, though torch packs them: a slice of what is packed is copied, in every step. Those
+        # of keys and values have a head's together, as _found_among_tokens multiplies them.
         initial = _glorot_uniform_packed if self.packed else glorot_uniform()
-        self.kernels = tuple(
-            self.param(f"{name}_proj_kernel", initial, (channels, embed), dtype)
-            for name, channels in zip("qkv", self._dims, strict=True)
+        query, key, value = self._dims
+        self.kernels = (
+            self.param("q_proj_kernel", initial, (query, embed), dtype),
+            self.param("k_proj_weight", initial, (embed, key), dtype),
+            self.param("v_proj_weight", initial, (embed, value), dtype),
         )
         self.offsets: tuple[Array | None, ...] = (None,) * 3
         self.out_offset: Array | None = None
@@ -101,22 +106,61 @@ class _MultiheadAttention(CoModule):
                 )
         return streams[0]
 
-    def _projected(self, tokens: Any) -> tuple[Array, Array, Array]:
-        """Queries, keys and values ``(..., H, D)`` of tokens ``(..., C)``, or of three streams."""
-        projected = []
-        for x, kernel, offset in zip(_three(tokens), self.kernels, self.offsets, strict=True):
-            y = product(x, kernel.astype(x.dtype))
-            if offset is not None:
-                y = y + offset.astype(x.dtype)
-            projected.append(y.reshape(*y.shape[:-1], self.num_heads, -1))
-        query, key, value = projected
-        return query, key, value
+    def _queries(self, tokens: Array) -> Array:
+        """Tokens ``(..., C)``, projected: ``(..., H, D)``."""
+        return self._in_heads(product(tokens, self.kernels[0].astype(tokens.dtype)), 0)
+
+    def _keys_and_values(self, key: Array, value: Array) -> tuple[Array, Array]:
+        """Tokens ``(..., C)``, projected: ``(..., H, D)``."""
+        keys, values = (
+            self._in_heads(product(tokens, self.kernels[i].astype(tokens.dtype).T), i)
+            for i, tokens in enumerate((key, value), 1)
+        )
+        return keys, values
+
+    def _in_heads(self, projected: Array, which: int) -> Array:
+        """``(..., E)`` to ``(..., H, D)``, with the bias of queries, keys or values."""
+        offset = self.offsets[which]
+        if offset is not None:
+            projected = projected + offset.astype(projected.dtype)
+        return projected.reshape(*projected.shape[:-1], self.num_heads, -1)
+
+    @property
+    def _tokens_alone(self) -> bool:
+        """Whether all keys and values are of tokens."""
+        return not (self.add_bias_kv or self.add_zero_attn)
+
+    @nn.nowrap
+    def _spares_projections(self, queries: int, among: int, tokens: int) -> bool:
+        """Whether it takes fewer multiplications to project no keys and values of tokens.
+
+        Args:
+          queries: how many tokens attend.
+          among: how many each attends to.
+          tokens: how many there are in all.
+        """
+        _, *channels = self._dims
+        embed, both = self.embed_dim, sum(channels)
+        projected = tokens * both * embed + queries * among * 2 * embed
+        as_they_are = queries * both * (embed + self.num_heads * among)
+        return self._tokens_alone and as_they_are < projected
 
     def _attention(self, query: Array, *parts: tuple[Array, Array], train: bool) -> Array:
         """What queries ``(..., H, Q, D)`` find among keys ``(..., H, N, D)``: ``(..., Q, E)``.
 
-        Keys and their values come in parts.
+        Keys and their values come in parts, or instead as the tokens ``(..., N, C)`` that they are
+        projections of.
         """
+        query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
+        if parts[0][0].ndim < query.ndim:
+            y = self._found_among_tokens(_heads_first(query), parts, train)
+        else:
+            y = _heads_first(self._found(query, parts, train))
+        y = product(y.reshape(*y.shape[:-2], -1), self.out_kernel.astype(y.dtype))
+        return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
+
+    def _found(self, query: Array, parts: Sequence[tuple[Array, Array]], train: bool) -> Array:
+        """The sums ``(..., H, Q, D)`` of values."""
         pairs = [*parts]
         if self.extra:
             bias_k, bias_v = self.extra
@@ -124,9 +168,31 @@ class _MultiheadAttention(CoModule):
         if self.add_zero_attn:
             pairs.append((self._as_token(jnp.zeros((self.embed_dim,)), query),) * 2)
         keys, values = zip(*pairs, strict=True)
-        y = attended(self.drop.clip(attention_weights(query, keys), train=train), values)
-        y = product(y, self.out_kernel.astype(y.dtype))
-        return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
+        return attended(self.drop.clip(attention_weights(query, keys), train=train), values)
+
+    def _found_among_tokens(
+        self, query: Array, parts: Sequence[tuple[Array, Array]], train: bool
+    ) -> Array:
+        """The sums ``(..., Q, H, D)`` of values, of queries ``(..., Q, H, D)`` and tokens.
+
+        ``q . (W_k x) = (W_k^T q) . x``, and the sum of ``a (W_v x)`` is ``W_v`` times that of ``a
+        x``. So it is what asks that is projected, and what is found: twice for each query, and not
+        for each token. Biases of keys add the same to all logits, which their softmax ignores.
+        """
+        *batch, asking, heads, _ = query.shape
+        of_keys, of_values = (
+            kernel.astype(query.dtype).reshape(heads, -1, kernel.shape[-1])
+            for kernel in self.kernels[1:]
+        )
+        query = from_heads(query, of_keys).reshape(*batch, asking * heads, -1)
+        keys, values = zip(*parts, strict=True)
+        weights = self.drop.clip(attention_weights(query, keys), train=train)
+        sums = attended(weights, values).reshape(*batch, asking, heads, -1)
+        y = to_heads(sums, of_values)
+        if (offset := self.offsets[2]) is not None:
+            total = weights.sum(-1).reshape(*batch, asking, heads, 1).astype(y.dtype)
+            y = y + total * offset.astype(y.dtype).reshape(heads, -1)
+        return y
 
     @nn.nowrap
     def _as_token(self, token: Array, query: Array) -> Array:
@@ -147,7 +213,7 @@ def _three(streams: Any) -> Any:
     return streams if isinstance(streams, tuple) else (streams,) * 3
 
 
-def _in_heads(tokens: Array) -> Array:
+def _heads_first(tokens: Array) -> Array:
     """``(..., N, H, D)`` to ``(..., H, N, D)``, or back."""
     return jnp.swapaxes(tokens, -3, -2)
 
@@ -179,7 +245,10 @@ class _StreamAttention(_MultiheadAttention):
         return tokens
 
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        """What those that attend find among every window of ``(B, T, H, D)``; time third."""
+        """What queries ``(B, T', H, D)`` find among every window; time third.
+
+        Keys and values are ``(B, T, H, D)``, or the tokens ``(B, T, C)`` that they are made of.
+        """
         raise NotImplementedError
 
     @property
@@ -195,32 +264,53 @@ class _StreamAttention(_MultiheadAttention):
         if self.timing.n_out(steps) < 1:
             raise InputError(self._too_short(steps))
         query, key, value = _three(map_streams(lambda stream: jnp.moveaxis(stream, 2, 1), x))
-        projected = self._projected((self._asking(query), key, value))
-        return self._over_windows(*projected, train)
+        return self._over_windows(self._queries(self._asking(query)), key, value, train)
+
+    @nn.nowrap
+    def _remembers(self, x: Any) -> tuple[str, ...]:
+        """The names of the rings."""
+        if self._length == 1:
+            return ()
+        queries = ("query",) if self._remembers_queries else ()
+        return (*queries, "key", "value")
 
     def fresh_state(self, x: Any) -> State:
-        if self._length == 1:
-            return self._counter.fresh()
-        names = ("query", "key", "value") if self._remembers_queries else ("key", "value")
         tokens = flat_streams(x)[0]
-        heads = (self.num_heads, self._length - 1, self.embed_dim // self.num_heads)
-        rings = {name: jnp.zeros((tokens.shape[0], *heads), tokens.dtype) for name in names}
+        steps, head = self._length - 1, self.embed_dim // self.num_heads
+        sizes = {"token": (steps, self.embed_dim)}
+        rings = {
+            name: jnp.zeros(
+                (tokens.shape[0], *sizes.get(name, (self.num_heads, steps, head))), tokens.dtype
+            )
+            for name in self._remembers(x)
+        }
         return {**rings, **self._counter.fresh()}
+
+    def _new(self, state: State, tokens: Any) -> dict[str, Array]:
+        """The newest token, or those of a chunk: what queries, and what is remembered of it."""
+        query, key, value = _three(tokens)
+        new = {"query": self._queries(query)}
+        if "token" in state:
+            return {**new, "token": key}
+        keys, values = self._keys_and_values(key, value)
+        return {**new, "key": keys, "value": values}
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         tokens = map_streams(lambda each: each.clean(), signal)
-        new = dict(zip(("query", "key", "value"), self._projected(tokens), strict=True))
         arrived, count = met(flat_streams(signal), flat_streams(tokens)[0]), self._counter.of(state)
         after = self._counter.advance(state, arrived.valid)
+        new = self._new(state, tokens)
+        key, value = _keys_and_values_in(new)
+        among = [(key[..., None, :], value[..., None, :])]
+        if self._length > 1:
+            among.append(_keys_and_values_in(state))
         query = self._asks(state.get("query"), new["query"], count)
-        among = [(new["key"][:, :, None], new["value"][:, :, None])]
-        if "key" in state:
-            among.append((state["key"], state["value"]))
         found = self._attention(query, *among, train=train)
         # Then all that is remembered has been read.
         count = following(count, found)
-        for name in new.keys() & state.keys():
-            after[name] = write(state[name], new[name], count, arrived.valid, axis=2)
+        for name, ring in state.items():
+            if name in new:
+                after[name] = write(ring, new[name], count, arrived.valid, axis=ring.ndim - 2)
         y = self._answer(found)
         return arrived.leaves(y, self._counter.emits(state, self.timing), self.timing), after
 
@@ -237,25 +327,36 @@ class _StreamAttention(_MultiheadAttention):
         arrived = met(flat_streams(chunk), flat_streams(chunk)[0].value)
         count = self._counter.of(state)
         after = self._counter.advance_by(state, arrived.valid_steps)
-        query, key, value = self._projected(tokens)
-
-        def joined(name: str, token: Array) -> Array:
-            if self._length == 1:
-                return token
-            every = join(unrolled(_in_heads(state[name]), count), token, arrived.blank)
-            after[name] = _in_heads(rolled(every, self._length - 1, self._counter.of(after)))
-            return every
-
-        if self._remembers_queries:  # else it is the newest that asks
-            query = self._asking(joined("query", query))
-        y = self._over_windows(query, joined("key", key), joined("value", value), train=False)
+        every = self._new(state, tokens)
+        for name, ring in state.items():
+            if name in every:
+                memory = unrolled(_time_second(ring), count)
+                every[name] = join(memory, every[name], arrived.blank)
+                newest = rolled(every[name], self._length - 1, self._counter.of(after))
+                after[name] = _time_second(newest)
+        query = self._asking(every["query"]) if "query" in state else every["query"]
+        y = self._over_windows(query, *_keys_and_values_in(every), train=False)
         return arrived.leaves(y, arrived.emitted(count, self.timing), self.timing), after
+
+
+def _keys_and_values_in(named: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Keys and values, or twice the tokens that they are made of."""
+    if "token" in named:
+        return named["token"], named["token"]
+    return named["key"], named["value"]
+
+
+def _time_second(ring: Array) -> Array:
+    """``(B, H, N, D)`` to ``(B, N, H, D)``, or back; ``(B, N, C)`` as it is."""
+    return jnp.swapaxes(ring, 1, 2) if ring.ndim == 4 else ring
 
 
 class SingleOutputMultiheadAttention(_StreamAttention):
     """Attention of one token among the last ``sequence_len``: the newest, unless said otherwise.
 
-    Keys and values of the last tokens are kept, so that a step projects one token.
+    Keys and values of the last tokens are kept, so that a step projects one token; or, where these
+    are no more than a head has channels, the tokens alone, which are half as much. They are not
+    projected at all then: the query is taken to them, and what it finds from them.
 
     Source: ``continual.SingleOutputMultiheadAttention``, with the weights of
     ``torch.nn.MultiheadAttention``; Hedegaard et al., "Continual Transformers: Redundancy-Free
@@ -287,9 +388,11 @@ class SingleOutputMultiheadAttention(_StreamAttention):
     Shapes:
       clip ``(B, embed_dim, T)`` to ``(B, embed_dim, T - sequence_len + 1)`` (``T`` without
       ``single_output_forward``); step ``(B, embed_dim)`` to the same; or three of these: queries,
-      keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``key``, ``value`` (and ``query``,
-      unless the newest token attends) ``(B, num_heads, sequence_len - 1, embed_dim / num_heads)``,
-      ``count`` ``()``.
+      keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``token`` ``(B, sequence_len - 1,
+      embed_dim)``, if ``sequence_len <= embed_dim / num_heads`` and there is one stream, without
+      ``add_bias_kv`` and ``add_zero_attn``; otherwise ``key`` and ``value`` ``(B, num_heads,
+      sequence_len - 1, embed_dim / num_heads)``; and ``query``, of the same shape, unless the
+      newest token attends; ``count`` ``()``.
 
     Raises:
       ValueError: at construction, for arguments that do not go together.
@@ -313,6 +416,19 @@ class SingleOutputMultiheadAttention(_StreamAttention):
     def _remembers_queries(self) -> bool:
         return self.query_place < self._length - 1
 
+    @nn.nowrap
+    def _remembers(self, x: Any) -> tuple[str, ...]:
+        """The tokens alone, which is half as much, unless attention to them costs too much.
+
+        They are multiplied with all their channels in every head, and that twice. With no more of
+        them than a head has channels, that is half of what the four kernels cost, at most.
+        """
+        names = super()._remembers(x)
+        few = self._length <= self.embed_dim // self.num_heads
+        if names and few and self._tokens_alone and not isinstance(x, tuple):
+            return (*names[:-2], "token")
+        return names
+
     def output_spec(self, x: Any) -> Spec:
         return self._require_tokens(x, space=0)
 
@@ -320,8 +436,10 @@ class SingleOutputMultiheadAttention(_StreamAttention):
         if self.single_output_forward:
             return super().clip(x, train)
         tokens = map_streams(lambda stream: jnp.moveaxis(stream, 2, 1), x)
-        query, key, value = map(_in_heads, self._projected(tokens))
-        return jnp.moveaxis(self._attention(query, (key, value), train=train), 1, 2)
+        query, *pair = _three(tokens)
+        key, value = map(_heads_first, self._keys_and_values(*pair))
+        found = self._attention(_heads_first(self._queries(query)), (key, value), train=train)
+        return jnp.moveaxis(found, 1, 2)
 
     @nn.nowrap
     def _asking(self, tokens: Array) -> Array:
@@ -329,7 +447,14 @@ class SingleOutputMultiheadAttention(_StreamAttention):
         return tokens[:, self.query_place : self.query_place + outputs]
 
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        key, value = (_in_heads(windows(tokens, self._length)) for tokens in (key, value))
+        projected = key.ndim == query.ndim
+        if not projected and not self._spares_projections(
+            queries=query.shape[1], among=self._length, tokens=key.shape[1]
+        ):
+            (key, value), projected = self._keys_and_values(key, value), True
+        key, value = windows(key, self._length), windows(value, self._length)
+        if projected:
+            key, value = _heads_first(key), _heads_first(value)
         found = self._attention(query[:, :, :, None], (key, value), train=train)
         return jnp.moveaxis(found[:, :, 0], 1, 2)
 
@@ -384,8 +509,10 @@ class RetroactiveMultiheadAttention(_StreamAttention):
         return Spec((*query.shape, self._length), query.dtype)
 
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
+        if key.ndim < query.ndim:
+            key, value = self._keys_and_values(key, value)
         query, key, value = (
-            _in_heads(windows(tokens, self._length)) for tokens in (query, key, value)
+            _heads_first(windows(tokens, self._length)) for tokens in (query, key, value)
         )
         return jnp.moveaxis(self._attention(query, (key, value), train=train), -1, 1)
 
@@ -441,7 +568,10 @@ class WindowMultiheadAttention(_MultiheadAttention):
         query, key, value = _three(map_streams(lambda stream: jnp.moveaxis(stream, 1, -1), x))
         if self.query_index is not None:
             query = query[:, :, self.query_index, None]
-        query, key, value = map(_in_heads, self._projected((query, key, value)))
+        tokens = key.shape[2]
+        if not self._spares_projections(queries=query.shape[2], among=tokens, tokens=tokens):
+            key, value = map(_heads_first, self._keys_and_values(key, value))
+        query = _heads_first(self._queries(query))
         y = jnp.moveaxis(self._attention(query, (key, value), train=train), -1, 1)
         return y if self.query_index is None else jnp.squeeze(y, -1)
 
