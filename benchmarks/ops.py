@@ -4,8 +4,11 @@
 
 What XLA makes of an operation depends on where it stands. A layer's compiled step is timed as it
 is, as the branch of a ``lax.cond`` that is taken, and as one of so many in a ``lax.scan``; and so
-is the gradient, with regard to input and parameters, of one step and of a scan. States are
-donated. What is said is the time of one step, and how many times as long as alone it takes.
+is the gradient of one step and of a scan. That of a scan is with regard to frames and parameters.
+That of a step also passes on what a later step's gradient is with regard to the memory, as within a
+scan. States are donated, and the channels of frames lie last, as they do within a network. What is
+said is the time of one step, and how many times as long as alone it takes. What it takes to hand a
+frame to a scan and back is the row of "nothing".
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -59,6 +62,8 @@ OPS = {
     "maximum": Op(co.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)), (64, 56, 56)),
     "mean": Op(co.AvgPool3d((64, 7, 7), 1), (432, 7, 7)),
     "norm": Op(co.BatchNorm3d(54), (54, 56, 56)),
+    "nothing": Op(co.Identity(), (54, 56, 56)),
+    "delay": Op(co.Delay(16), (54, 56, 56)),
     "attention": Op(co.SingleOutputMultiheadAttention(256, 8, sequence_len=64), (256,)),
     "LSTM": Op(co.LSTM(128, 128), (128,)),
 }
@@ -73,20 +78,26 @@ class Ways:
 
     def __init__(self, op: Op, job: Job):
         rng = np.random.default_rng(0)
-        xs = rng.standard_normal((job.batch, op.step[0], _STEPS, *op.step[1:]), np.float32)
+        channels, *space = op.step
+        xs = rng.standard_normal((_STEPS, job.batch, *space, channels), np.float32)
         self._xs = on_jax(xs, job)
-        self._x = self._xs[:, :, 0]
+        self._x = self._xs[0]
         variables = op.layer.init(jax.random.key(0), method="declare")
         self._variables = jax.tree.map(lambda leaf: on_jax(np.asarray(leaf), job), variables)
-        self._fresh = partial(op.layer.init_state, self._x)
+        self._fresh = partial(op.layer.init_state, (job.batch, *op.step))
 
         def step(variables: Any, state: Any, x: Any) -> Any:
+            x = jnp.moveaxis(x, -1, 1)
             frame, state = op.layer.apply(variables, state, x, method="forward_step")
-            return frame.value, state
+            return jnp.moveaxis(frame.value, 1, -1), state
 
         def steps(variables: Any, state: Any, xs: Any) -> Any:
-            frames, state = op.layer.apply(variables, state, xs, method="forward_steps")
-            return frames.value, state
+            def body(state: Any, x: Any) -> Any:
+                y, state = step(variables, state, x)
+                return state, y
+
+            state, ys = jax.lax.scan(body, state, xs)
+            return ys, state
 
         def in_cond(variables: Any, state: Any, x: Any) -> Any:
             y = jax.eval_shape(step, variables, state, x)[0]
@@ -96,31 +107,45 @@ class Ways:
 
             return jax.lax.cond(jnp.isfinite(x.ravel()[0]), step, not_taken, variables, state, x)
 
-        def gradient(function: Any) -> Any:
-            def energy(given: Any, state: Any) -> Any:
-                variables, x = given
-                y, state = function({**others, "params": variables}, state, x)
-                return jnp.sum(y.astype(jnp.float32) ** 2), state
+        def gradient(variables: Any, state: Any, x: Any) -> Any:
+            memory, back = state
+            floats, counters = _parted(memory)
 
-            def of(variables: Any, state: Any, x: Any) -> Any:
-                given = variables.get("params", {}), x
-                grown, state = jax.grad(energy, has_aux=True)(given, state)
-                return grown, state
+            def run(params: Any, floats: Any, x: Any) -> Any:
+                y, after = step({**others, "params": params}, floats | counters, x)
+                floats, rest = _parted(after)
+                return (y, floats), rest
 
-            return of
+            params = variables.get("params", {})
+            (y, floats), pull, counters = jax.vjp(run, params, floats, x, has_aux=True)
+            params, back, x = pull((2 * y, back))
+            return (params, x), (floats | counters, back)
+
+        def gradient_of_scan(variables: Any, state: Any, xs: Any) -> Any:
+            def energy(given: Any) -> Any:
+                params, xs = given
+                y, after = steps({**others, "params": params}, state, xs)
+                return jnp.sum(y.astype(jnp.float32) ** 2), after
+
+            return jax.grad(energy, has_aux=True)((variables.get("params", {}), xs))
+
+        def with_gradient() -> Any:
+            state = self._fresh()
+            return state, _parted(self._fresh())[0]
 
         others = {name: tree for name, tree in self._variables.items() if name != "params"}
         places = {
-            "alone": (step, self._x),
-            "cond": (in_cond, self._x),
-            "scan": (steps, self._xs),
-            "gradient": (gradient(step), self._x),
-            "gradient of scan": (gradient(steps), self._xs),
+            "alone": (step, self._fresh, self._x),
+            "cond": (in_cond, self._fresh, self._x),
+            "scan": (steps, self._fresh, self._xs),
+            "gradient": (gradient, with_gradient, self._x),
+            "gradient of scan": (gradient_of_scan, self._fresh, self._xs),
         }
         self._places, self.compile_seconds = {}, {}
-        for name, (function, x) in places.items():
+        self._given = {name: (state, x) for name, (_, state, x) in places.items()}
+        for name, (function, state, x) in places.items():
             jitted = jax.jit(function, donate_argnums=1)
-            given = self._variables, self._fresh(), x
+            given = self._variables, state(), x
             self._places[name], self.compile_seconds[name] = compiled(jitted, *given)
 
     def check(self) -> None:
@@ -129,7 +154,7 @@ class Ways:
         alone, _ = self._places["alone"](variables, self._fresh(), x)
         branch, _ = self._places["cond"](variables, self._fresh(), x)
         scanned, _ = self._places["scan"](variables, self._fresh(), self._xs)
-        for y in (branch, scanned[:, :, 0]):
+        for y in (branch, scanned[0]):
             if not np.allclose(
                 np.asarray(y, np.float32), np.asarray(alone, np.float32), 1e-2, 1e-2
             ):
@@ -139,13 +164,19 @@ class Ways:
         """Each place, for so many calls."""
 
         def way(name: str, times: int) -> None:
-            x = self._xs if "scan" in name else self._x
-            state = self._fresh()
+            fresh, x = self._given[name]
+            state = fresh()
             for _ in range(times):
                 out, state = self._places[name](self._variables, state, x)
             jax.block_until_ready(out)
 
         return {name: partial(way, name) for name in self._places}
+
+
+def _parted(state: Any) -> tuple[Any, Any]:
+    """What of a state has a gradient, and what counts."""
+    floats = {n: v for n, v in state.items() if jnp.issubdtype(v.dtype, jnp.floating)}
+    return floats, {n: v for n, v in state.items() if n not in floats}
 
 
 def measure(job: Job) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from cojax.chunks import Chunk, join
 from cojax.frames import Signal, Spec, State, select
 from cojax.layout import channels_last, channels_second, spec_last
+from cojax.ops.gradient import recomputed
 from cojax.timing import Timing
 
 
@@ -109,7 +111,12 @@ def read_before_write(ring: Array, count: Array | int, x: Array) -> tuple[Array,
       x: what is written comes from; the frame is read when it is there, and not all at the start.
     """
     count = following(count, x)
+    frame = _oldest(ring, count)
+    return frame, following(count, frame)
 
+
+@jax.custom_jvp
+def _oldest(ring: Array, count: Array) -> Array:
     def in_a_branch(ring: Array, count: Array) -> Array:
         def taken(ring: Array, count: Array) -> Array:
             return read(ring, count % ring.shape[1])
@@ -122,8 +129,20 @@ def read_before_write(ring: Array, count: Array | int, x: Array) -> tuple[Array,
     def behind_a_barrier(ring: Array, count: Array) -> Array:
         return lax.optimization_barrier(read(ring, count % ring.shape[1]))
 
-    frame = lax.platform_dependent(ring, count, cpu=in_a_branch, default=behind_a_barrier)
-    return frame, following(count, frame)
+    return lax.platform_dependent(ring, count, cpu=in_a_branch, default=behind_a_barrier)
+
+
+@_oldest.defjvp
+def _oldest_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """By a mask: so the gradient is added to that of the ring as it is made, and not laid out."""
+    ring, count = primals
+
+    @recomputed
+    def masked(ring: Array, count: Array) -> Array:
+        oldest = jnp.arange(ring.shape[1]) == count % ring.shape[1]
+        return jnp.sum(jnp.where(oldest.reshape(-1, *(1,) * (ring.ndim - 2)), ring, 0), axis=1)
+
+    return _oldest(ring, count), masked(tangents[0], count)
 
 
 def shown(ring: Array, frame: Array, count: Array | int, places: Any) -> Array:

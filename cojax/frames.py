@@ -125,7 +125,7 @@ class Signal:
 
 def select(condition: bool | Array, on_true: Array, on_false: Array) -> Array:
     """``jnp.where``, free of cost where the condition is known while tracing to be True."""
-    return on_true if condition is True else jnp.where(condition, on_true, on_false)
+    return on_true if condition is True else jax.lax.select(condition, on_true, on_false)
 
 
 def map_streams(function: Callable[..., Any], *streams: Any) -> Any:

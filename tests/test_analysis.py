@@ -87,6 +87,18 @@ def multiplied(jaxpr):
         ),
         (co.RetroactiveMultiheadAttention(6, 2, add_zero_attn=True, sequence_len=4), (2, 6, 9)),
         (co.WindowMultiheadAttention(6, 3), (2, 6, 4, 5)),
+        (co.WindowMultiheadAttention(6, 3, add_bias_kv=True, query_index=0), (2, 6, 4, 5)),
+    ],
+)
+def test_recurrence_and_attention_cost_the_matrix_products_they_are(net, shape):
+    step, clip = multiplied_by(net, shape)
+    assert co.flops(net, (*shape[:2], *shape[3:])).total == step
+    assert co.flops(net, shape, mode="forward").total == clip
+
+
+@pytest.mark.parametrize(
+    ("net", "shape"),
+    [
         (co.WindowMultiheadAttention(6, 3, query_index=0), (2, 6, 4, 5)),
         (
             co.TransformerEncoder(co.TransformerEncoderLayerFactory(6, 2, 8, sequence_len=4), 3),
@@ -94,15 +106,21 @@ def multiplied(jaxpr):
         ),
     ],
 )
-def test_recurrence_and_attention_cost_the_matrix_products_they_are(net, shape):
+def test_attention_of_one_token_is_computed_in_fewer_products_than_it_counts(net, shape):
+    step, clip = multiplied_by(net, shape)
+    assert co.flops(net, (*shape[:2], *shape[3:])).total > step
+    assert co.flops(net, shape, mode="forward").total > clip
+
+
+def multiplied_by(net, shape):
+    """The MACs of the matrix products of a step, and of a clip."""
     variables = laws.variables_of(net)
     step = (*shape[:2], *shape[3:])
     state = jax.eval_shape(lambda: net.init_state(step))
     x, x_t = (jax.ShapeDtypeStruct(each, "float32") for each in (shape, step))
     run = jax.make_jaxpr(lambda state, x: net.apply(variables, state, x, method="forward_step"))
-    assert co.flops(net, step).total == multiplied(run(state, x_t).jaxpr)
     clip = jax.make_jaxpr(lambda x: net.apply(variables, x))
-    assert co.flops(net, shape, mode="forward").total == multiplied(clip(x).jaxpr)
+    return multiplied(run(state, x_t).jaxpr), multiplied(clip(x).jaxpr)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

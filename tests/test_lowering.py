@@ -224,3 +224,32 @@ def test_steps_lower_for_a_tpu():
     step = jax.jit(lambda v, s, x: net.apply(v, s, x, method="forward_step"))
     exported = export.export(step, platforms=["tpu"])(variables, state, x_t)
     assert exported.platforms == ("tpu",)
+
+
+# As many times as large as its frames: what it was given, and what it gave, for the square of that.
+KEPT = {
+    "depthwise": (co.Conv3d(8, 8, 3, padding=1, groups=8), 2),
+    "spatial": (co.Conv3d(8, 8, (1, 3, 3), padding=(0, 1, 1)), 2),
+    "to fewer channels": (co.Conv3d(8, 4, (3, 1, 1)), 1.5),
+    "delay": (co.Delay(4), 1),
+    # Places, of a byte each, in rows, columns and steps.
+    "maximum": (co.MaxPool3d((1, 3, 3), (1, 2, 2), (0, 1, 1)), 0.25 + 0.125 + 2 * 0.0625),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_gradient_through_steps_keeps_little_of_each(name):
+    net, frames = KEPT[name]
+    x = jnp.zeros((2, 8, 5, 12, 12))
+    variables = net.init(jax.random.key(0), method="declare")
+
+    def energy(params, x):
+        y, _ = net.apply(params, net.init_state(x[:, :, 0]), x, method="forward_steps")
+        return jnp.sum(y.value**2)
+
+    jaxpr = jax.make_jaxpr(jax.grad(energy, argnums=(0, 1)))(variables, x).jaxpr
+    forward = next(equation for equation in jaxpr.eqns if equation.primitive.name == "scan")
+    kept = forward.outvars[forward.params["num_carry"] :]
+    assert (
+        sum(each.aval.size * each.aval.dtype.itemsize for each in kept) < 1.02 * frames * x.nbytes
+    )

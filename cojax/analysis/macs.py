@@ -1,4 +1,4 @@
-"""Multiply-accumulates (MACs) by type of layer: what its mathematics needs, however it is computed.
+"""Multiply-accumulates (MACs) by type of layer: those of its formula, however it is computed.
 
 A MAC is one multiplication with its addition. (Papers and model zoos call as many "FLOPs"; where an
 addition counts by itself, FLOPs are twice the MACs.)
@@ -6,7 +6,8 @@ addition counts by itself, FLOPs are twice the MACs.)
 * ``linear``: convolutions, linear maps and the matrices of recurrences. Every entry of an output
   costs as many MACs as there are weights in it, those on padding included.
 * ``matmul``: matrix products of activations with each other or with a graph: attention, graph
-  convolutions. Most counters leave them out, so they are apart.
+  convolutions. Most counters leave them out, so they are apart. Attention counts as projections of
+  all tokens, though where few attend it is computed in fewer products.
 * Not counted: biases, norms, activations, pools, sums and products of entries, delays; and
   functions (of :class:`cojax.Lambda`) that multiply no matrices.
 """

@@ -28,6 +28,7 @@ from cojax.layers.initializers import Initializer, fan_in_uniform
 from cojax.layout import channels_last, channels_second
 from cojax.module import CoModule, require_step
 from cojax.ops.convolution import contributions, convolve_clip, convolve_window, pad_space
+from cojax.ops.gradient import recomputed
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -209,15 +210,24 @@ class _Conv(CoModule):
         slots = sums.shape[1]
         x, space = self._padded(x, first=1)
         kernel = self.kernel.astype(x.dtype)
+
+        @recomputed
+        def parts(x: Array, kernel: Array, taps: Array) -> tuple[Array, Array]:
+            last, earlier = (
+                contributions(x, kernel, each, space, self.groups)
+                for each in (jnp.array([slots]), taps)
+            )
+            return last[:, 0], earlier
+
         oldest, count = read_before_write(sums, count, x)
-        y = oldest + contributions(x, kernel, jnp.array([slots]), space, self.groups)[:, 0]
         # How many steps later the output in each slot is complete: 0 where one begins.
         ahead = (jnp.arange(slots) - count) % slots
         begins = (ahead == 0).reshape(-1, *(1,) * (x.ndim - 1))
         taps = (slots - ahead) % slots
-        added = contributions(x, kernel, taps, space, self.groups)
-        sums = select(signal.valid, jnp.where(begins, 0, sums) + added, sums)
-        return self._biased(y), sums
+        last, added = parts(x, kernel, taps)
+        begun = recomputed(jnp.where)(begins, 0, sums)
+        sums = select(signal.valid, begun + added, sums)
+        return self._biased(oldest + last), sums
 
     def _shown(
         self, ring: Array, x: Array, count: Array | int, signal: Signal

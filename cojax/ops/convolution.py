@@ -19,6 +19,7 @@ import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
+from cojax.ops.gradient import recomputed
 from cojax.ops.product import product
 from cojax.timing import Axis
 
@@ -205,10 +206,15 @@ def _spatial(window: Array, kernel: Array, axes: Sequence[Axis], groups: int) ->
     kernel = jnp.moveaxis(kernel, 0, -3).reshape(*size, taps * channels // groups, -1)
     lengths = [axis.length(size) for size, axis in zip(extent, axes, strict=True)]
     if groups == 1 and batch * math.prod(lengths) <= _FEW_PLACES:
-        window = _padded(window, axes)
-        shifted = (_shifted(window, place, axes, lengths) for place in np.ndindex(*size))
-        seen_by_each = jnp.concatenate(list(shifted), axis=-1)
-        return product(seen_by_each, kernel.reshape(-1, kernel.shape[-1]))
+
+        @recomputed
+        def of_each(window: Array, kernel: Array) -> Array:
+            window = _padded(window, axes)
+            shifted = (_shifted(window, place, axes, lengths) for place in np.ndindex(*size))
+            seen_by_each = jnp.concatenate(list(shifted), axis=-1)
+            return product(seen_by_each, kernel.reshape(-1, kernel.shape[-1]))
+
+        return of_each(window, kernel)
     return convolution(window, kernel, axes, groups)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from cojax.ops.gradient import recomputed
 from cojax.ops.precision import accumulated, widened
 from cojax.timing import Axis
 
@@ -89,11 +90,18 @@ def maximum(x: Array, first: Array | int, axis: int) -> Array:
 @maximum.defjvp
 def _maximum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, first = primals
-    order = (first + jnp.arange(x.shape[axis])) % x.shape[axis]
-    place = order[jnp.argmax(jnp.take(x, order, axis), axis)]
-    # A mask: the gradient of a gather is a scatter, which is slow.
-    taken = lax.broadcasted_iota(place.dtype, x.shape, axis) == jnp.expand_dims(place, axis)
-    return jnp.max(x, axis), jnp.sum(jnp.where(taken, tangents[0], 0), axis)
+    entries = x.shape[axis]
+    order = (first + jnp.arange(entries)) % entries
+    place = (first + jnp.argmax(jnp.take(x, order, axis), axis)) % entries
+    place = place.astype(np.min_scalar_type(entries))  # a gradient keeps it
+
+    @recomputed
+    def taken(x: Array, place: Array) -> Array:
+        # By a mask: the gradient of a gather is a scatter, which is slow.
+        there = lax.broadcasted_iota(place.dtype, x.shape, axis) == jnp.expand_dims(place, axis)
+        return jnp.sum(jnp.where(there, x, 0), axis)
+
+    return jnp.max(x, axis), taken(tangents[0], place)
 
 
 def mean_divisor(sizes: Sequence[int], axes: Sequence[Axis], include_pad: bool) -> Array:
