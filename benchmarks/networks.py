@@ -97,6 +97,10 @@ _ITSELF = (
     "clips are run by the same network; the regular one, of stride 4, needs less than half of the "
     "multiply-accumulates"
 )
+_SPARED = (
+    "the last block projects no keys and values for its one query; the rate counts their products "
+    "all the same"
+)
 _EVERY_SECOND = "answers every second step, and the window is recomputed for these alone"
 
 
@@ -140,6 +144,7 @@ def _oadtr(name: str, blocks: int) -> Network:
         length=entry.length,
         training=lambda: co.models.cooadtr(num_blocks=blocks, dropout=0.0),
         lesson=(8, 3072, 64),
+        clip_notes=(_SPARED,),
     )
 
 
