@@ -98,8 +98,7 @@ _ITSELF = (
     "multiply-accumulates"
 )
 _SPARED = (
-    "the last block projects no keys and values for its one query; the rate counts their products "
-    "all the same"
+    "tokens are not projected for the one query that they have; the rate counts that all the same"
 )
 _EVERY_SECOND = "answers every second step, and the window is recomputed for these alone"
 
@@ -200,6 +199,10 @@ NETWORKS = {
     "TCN": _small(_tcn, 32, _tcn().receptive_field),
     "LSTM": _small(_lstm, 64, None, "no window stands for a recurrent state"),
     "encoder": _small(
-        _encoder, 256, 64, "torch's TransformerEncoderLayer answers all tokens of a window"
+        _encoder,
+        256,
+        64,
+        "torch's TransformerEncoderLayer answers all tokens of a window",
+        _SPARED,
     ),
 }

@@ -77,8 +77,8 @@ def multiplied(jaxpr):
     [
         (co.LSTM(5, 4, num_layers=3, proj_size=2), (2, 5, 1)),
         (co.GRU(5, 4), (2, 5, 1)),
-        (co.SingleOutputMultiheadAttention(6, 2, sequence_len=4), (2, 6, 9)),
-        (co.SingleOutputMultiheadAttention(6, 2, sequence_len=4, query_index=1), (2, 6, 9)),
+        (co.SingleOutputMultiheadAttention(6, 3, sequence_len=5), (2, 6, 9)),
+        (co.SingleOutputMultiheadAttention(6, 3, sequence_len=5, query_index=1), (2, 6, 9)),
         (
             co.SingleOutputMultiheadAttention(
                 6, 2, add_bias_kv=True, sequence_len=4, single_output_forward=False

@@ -135,11 +135,11 @@ LAYERS = {
     "softmax last": (lambda: co.Softmax(dim=-1), (2, 3, 4, 5)),
     "glu last": (lambda: co.GLU(), (2, 3, 4, 6)),
     "one token attends": (
-        lambda: co.SingleOutputMultiheadAttention(6, 2, sequence_len=4),
+        lambda: co.SingleOutputMultiheadAttention(6, 3, sequence_len=5),
         (2, 6, 9),
     ),
     "one token attends, and tokens are remembered": (
-        lambda: co.SingleOutputMultiheadAttention(6, 1, sequence_len=4),
+        lambda: co.SingleOutputMultiheadAttention(6, 2, sequence_len=4),
         (2, 6, 9),
     ),
     "an older token attends, and tokens are remembered": (

@@ -355,8 +355,8 @@ class SingleOutputMultiheadAttention(_StreamAttention):
     """Attention of one token among the last ``sequence_len``: the newest, unless said otherwise.
 
     Keys and values of the last tokens are kept, so that a step projects one token; or, where these
-    are no more than a head has channels, the tokens alone, which are half as much. They are not
-    projected at all then: the query is taken to them, and what it finds from them.
+    are no more than twice as many as a head has channels, the tokens alone, which are half as much.
+    They are not projected at all then: the query is taken to them, and what it finds from them.
 
     Source: ``continual.SingleOutputMultiheadAttention``, with the weights of
     ``torch.nn.MultiheadAttention``; Hedegaard et al., "Continual Transformers: Redundancy-Free
@@ -389,7 +389,7 @@ class SingleOutputMultiheadAttention(_StreamAttention):
       clip ``(B, embed_dim, T)`` to ``(B, embed_dim, T - sequence_len + 1)`` (``T`` without
       ``single_output_forward``); step ``(B, embed_dim)`` to the same; or three of these: queries,
       keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``token`` ``(B, sequence_len - 1,
-      embed_dim)``, if ``sequence_len <= embed_dim / num_heads`` and there is one stream, without
+      embed_dim)``, if ``sequence_len <= 2 embed_dim / num_heads`` and there is one stream, without
       ``add_bias_kv`` and ``add_zero_attn``; otherwise ``key`` and ``value`` ``(B, num_heads,
       sequence_len - 1, embed_dim / num_heads)``; and ``query``, of the same shape, unless the
       newest token attends; ``count`` ``()``.
@@ -420,11 +420,11 @@ class SingleOutputMultiheadAttention(_StreamAttention):
     def _remembers(self, x: Any) -> tuple[str, ...]:
         """The tokens alone, which is half as much, unless attention to them costs too much.
 
-        They are multiplied with all their channels in every head, and that twice. With no more of
-        them than a head has channels, that is half of what the four kernels cost, at most.
+        They are multiplied with all their channels in every head, and that twice. With twice as
+        many of them as a head has channels, that is as much as the four kernels cost.
         """
         names = super()._remembers(x)
-        few = self._length <= self.embed_dim // self.num_heads
+        few = self._length <= 2 * (self.embed_dim // self.num_heads)
         if names and few and self._tokens_alone and not isinstance(x, tuple):
             return (*names[:-2], "token")
         return names
