@@ -13,6 +13,8 @@ from benchmarks.peers import to_continual
 from tests.laws import Bench, check_laws, clip_of
 from tests.networks import random_variables
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 WIDTH, HEADS, HIDDEN, LENGTH = 6, 2, 8, 4
 

@@ -1,7 +1,6 @@
 """What ``examples/train_streams.py`` does, for a few updates of small networks."""
 
 import chex
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,13 +15,7 @@ from examples.train_streams import (
     train_truncated,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of the time is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

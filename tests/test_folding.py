@@ -11,6 +11,8 @@ from tests.goldens import state_dict_of
 from tests.laws import clip_of
 from tests.networks import random_network, random_variables
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def norms(net):
     return sum("BatchNorm" in type(module).__name__ for _, module in walk(net))

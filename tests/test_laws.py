@@ -394,12 +394,8 @@ COMBINATORS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of the time is compilation; random networks go through the optimised one."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Random networks are compiled with all optimisations, in test_compositions.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # What the Jacobian does not show: a predicate sees steps without a gradient, and streams that cross

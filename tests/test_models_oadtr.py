@@ -14,6 +14,8 @@ from cojax.interop.names import entries
 from tests import goldens
 from tests.laws import assert_same_bits, check_laws, clip_of, variables_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = functools.partial(
     co.models.cooadtr, 6, 3, sequence_len=4, embed_dim=8, num_heads=2, dim_feedforward=8
 )

@@ -22,12 +22,8 @@ from tests.networks import ACTIVATIONS, random_network, random_variables
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Most of the time is compilation; random networks in double precision are optimised."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Random networks are compiled with all optimisations, in test_compositions.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # The JAX functions of Lambdas and reductions below, and what they are in torch.
