@@ -506,11 +506,8 @@ def _arriving(x: Any, chunked: bool = False, skip: bool = False) -> Any:
 
 
 def _arriving_scanned(x: Any) -> Any:
-    if isinstance(x, Frame):
-        return _arriving(Frame(channels_second(x.value), x.valid), chunked=True)
-    if isinstance(x, tuple | list):
-        return tuple(map(_arriving_scanned, x))
-    return _arriving(channels_second(x), chunked=True)
+    signals = _arriving(x, chunked=True)
+    return map_streams(lambda each: each.becomes(channels_second(each.value)), signals)
 
 
 def _departing(signal: Signal) -> Frame:
@@ -518,8 +515,7 @@ def _departing(signal: Signal) -> Frame:
 
 
 def _scanned(signal: Signal) -> Frame:
-    frame = _departing(signal)
-    return Frame(channels_last(frame.value), frame.valid)
+    return _departing(signal.becomes(channels_last(signal.value)))
 
 
 def _by_steps(x: Any) -> Any:

@@ -447,13 +447,13 @@ class SingleOutputMultiheadAttention(_StreamAttention):
         return tokens[:, self.query_place : self.query_place + outputs]
 
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        projected = key.ndim == query.ndim
-        if not projected and not self._spares_projections(
+        if key.ndim < query.ndim and not self._spares_projections(
             queries=query.shape[1], among=self._length, tokens=key.shape[1]
         ):
-            (key, value), projected = self._keys_and_values(key, value), True
+            key, value = self._keys_and_values(key, value)
+        in_heads = key.ndim == query.ndim
         key, value = windows(key, self._length), windows(value, self._length)
-        if projected:
+        if in_heads:
             key, value = _heads_first(key), _heads_first(value)
         found = self._attention(query[:, :, :, None], (key, value), train=train)
         return jnp.moveaxis(found[:, :, 0], 1, 2)
