@@ -5,7 +5,6 @@ Frames lie there with their channels last.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -156,29 +155,6 @@ def shown(ring: Array, frame: Array, count: Array | int, places: Any) -> Array:
     """
     slots = ring.shape[1]
     return jnp.stack([*(read(ring, place % slots) for place in places), frame], axis=-2)
-
-
-def replace_oldest(
-    ring: Array, window: Array, front: Sequence[int], count: Array | int, valid: bool | Array
-) -> Array:
-    """The ring with the last frame of a window in place of the first one, where valid.
-
-    What is written comes from the window, at a place that is only known at run time. So the window
-    is made before anything is written, and XLA sees that it can write in place; else it would copy
-    the ring first.
-
-    Args:
-      ring: the ring that the window shows the oldest frame of.
-      window: ``(B, *S, k, C)``, padded in space.
-      front: how much is padded in front of each spatial axis.
-      count: how many frames were written before.
-      valid: whether the frame is written.
-    """
-    taken = jnp.logical_and(valid, count >= 0)
-    place = jnp.where(taken, window.shape[-2] - 1, 0)
-    batch, slots, *space, channels = ring.shape
-    frame = lax.dynamic_slice(window, (0, *front, place, 0), (batch, *space, 1, channels))
-    return write(ring, jnp.squeeze(frame, -2), count, taken if slots == 1 else True)
 
 
 def following(count: Array | int, y: Array) -> Array | int:

@@ -14,10 +14,10 @@ from cojax.buffers import (
     following,
     read,
     read_before_write,
-    replace_oldest,
     rolled,
     shown,
     unrolled,
+    write,
 )
 from cojax.chunks import Chunk, begun, join
 from cojax.errors import InputError
@@ -233,17 +233,16 @@ class _Conv(CoModule):
         self, ring: Array, x: Array, count: Array | int, signal: Signal
     ) -> tuple[Array, Array]:
         """The output that sees the ring and this step, and the ring with it in."""
-        time, *space = self._axes
+        time = self._axes[0]
         if self.temporal_fill == "replicate":
             ring = jnp.where(count == 0, x[:, None], ring)
             if not signal.always_real:
                 newest = read(ring, (count - 1) % ring.shape[1])
                 x = jnp.where(signal.past > 0, newest, x)
         places = count + time.dilation * np.arange(time.kernel_size - 1)
-        window = pad_space(shown(ring, x, count, places), space, self.padding_mode)
-        y = self._convolved(window, [axis.unpadded for axis in space])
-        front = [axis.padding for axis in space]
-        return y, replace_oldest(ring, window, front, following(count, y), signal.valid)
+        window, space = self._padded(shown(ring, x, count, places), first=1)
+        y = self._convolved(window, space)
+        return y, write(ring, x, following(count, y), signal.valid)
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         timing, count = self.timing, self._counter.of(state)
