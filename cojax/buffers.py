@@ -69,6 +69,22 @@ class Counter(NamedTuple):
         return (count >= timing.delay) & ((count - timing.delay) % timing.stride == 0)
 
 
+def counted_together(state: State) -> State:
+    """The same state, whose counters are read from one vector.
+
+    Where each is read by itself, a GPU copies each before it counts on, by a kernel, and counts on
+    by another: a step of CoX3D-S takes 380 kernels then, and 251 so. A CPU saves a microsecond for
+    each (four residual blocks of two convolutions: 131 us a step instead of 144).
+    """
+    leaves, tree = jax.tree.flatten(state)
+    places = [i for i, leaf in enumerate(leaves) if leaf.ndim == 0 and leaf.dtype == jnp.int32]
+    if len(places) > 1:
+        counts = lax.optimization_barrier(jnp.stack([leaves[i] for i in places]))
+        for place, count in zip(places, counts, strict=True):
+            leaves[place] = count
+    return jax.tree.unflatten(tree, leaves)
+
+
 def ring(x: Spec, slots: int, fill: float = 0) -> Array:
     """A ring ``(B, slots, ...)`` for frames ``(B, ...)`` of this spec."""
     return jnp.full((x.shape[0], slots, *x.shape[1:]), fill, x.dtype)

@@ -27,6 +27,7 @@ from flax.core.scope import is_filter_empty
 from flax.linen.kw_only_dataclasses import field
 from jax import Array
 
+from cojax.buffers import counted_together
 from cojax.call_mode import current, require_mode
 from cojax.chunks import Chunk, Emitted, is_chunk
 from cojax.errors import InputError
@@ -241,7 +242,7 @@ class CoModule(nn.Module):
         # A branch that is not taken could create no variable, nor draw a random number.
         signals = _arriving(x_t, skip=bool(skip) and not train and self._changes_nothing)
         self._check(state, map_streams(spec_of, signals))
-        signals, state = self.step(state, signals, train=train)
+        signals, state = self.step(counted_together(state), signals, train=train)
         return map_streams(_departing, signals), state
 
     @final
@@ -410,7 +411,7 @@ class CoModule(nn.Module):
         self, state: State, xs: Any, signals_of: Callable[[Any], Any], train: bool
     ) -> tuple[Any, State]:
         def body(module: CoModule, state: State, x: Any) -> tuple[State, Any]:
-            signals, state = module.step(state, signals_of(x), train=train)
+            signals, state = module.step(counted_together(state), signals_of(x), train=train)
             return state, map_streams(_scanned, signals)
 
         # A collection that is not mutable cannot be carried.
