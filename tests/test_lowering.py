@@ -12,6 +12,7 @@ from jax import export, lax
 
 import cojax as co
 from cojax.ops.convolution import convolution, convolve_clip, convolve_window
+from cojax.ops.product import times
 from cojax.timing import Axis
 from tests.laws import clip_of
 from tests.networks import random_variables
@@ -211,6 +212,24 @@ def test_large_convolutions_are_not_laid_out_in_memory(name):
     lowered = jax.jit(lambda x, kernel: convolution(x, kernel, axes)).lower(x, kernel)
     assert "convolution(" in lowered.compile().as_text()
     assert "ynn_fusion" not in lowered.compile().as_text()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_in_bfloat16_are_as_exact_as_it_is_and_convert_no_weights(rows):
+    x, kernel = clip_of((rows, 32)), clip_of((32, 48), seed=1)
+    half = [jnp.asarray(each, jnp.bfloat16) for each in (x, kernel)]
+    exact = [jnp.asarray(each, jnp.float32) for each in half]
+
+    def square(x, kernel):
+        return jnp.sum(jnp.square(times(x, kernel).astype(jnp.float32)))
+
+    np.testing.assert_allclose(times(*half).astype("float32"), exact[0] @ exact[1], rtol=1e-2)
+    found, expected = (jax.grad(square, argnums=(0, 1))(*each) for each in (half, exact))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == jnp.bfloat16
+        np.testing.assert_allclose(a.astype("float32"), b, rtol=3e-2, atol=3e-2 * jnp.abs(b).max())
+    if jax.default_backend() == "cpu":
+        assert "f32[32,48]" not in jax.jit(times).lower(*half).compile().as_text()
 
 
 def test_steps_lower_for_a_tpu():

@@ -17,7 +17,7 @@ from cojax.layers.arguments import one_of, require_positive
 from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
 from cojax.module import CoModule, require_step
-from cojax.ops.product import product
+from cojax.ops.product import product, times
 
 Weights = dict[str, Array]
 # What a layer remembers from step to step, its hidden state first.
@@ -126,7 +126,7 @@ class _Recurrent(CoModule):
         """One step of one layer."""
         hidden, *others = self._cell(x, _affine(weights, "hh", memory[0]), memory)
         if "kernel_hr" in weights:
-            hidden = hidden @ weights["kernel_hr"]
+            hidden = times(hidden, weights["kernel_hr"])
         return (hidden, *others), hidden
 
     # The hidden state, as torch lays it out.

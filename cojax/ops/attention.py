@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 
 from cojax.ops.precision import accumulated
+from cojax.ops.product import times
 
 
 def attention_weights(query: Array, keys: Sequence[Array]) -> Array:
@@ -37,5 +38,5 @@ def attended(weights: Array, values: Sequence[Array]) -> Array:
     """The weighted sums of values: ``(..., Q, D)``."""
     sizes = [value.shape[-2] for value in values]
     parts = jnp.split(weights.astype(values[0].dtype), np.cumsum(sizes)[:-1], axis=-1)
-    sums = [part @ value for part, value in zip(parts, values, strict=True)]
+    sums = [times(part, value) for part, value in zip(parts, values, strict=True)]
     return functools.reduce(jnp.add, sums)

@@ -20,7 +20,8 @@ from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from cojax.ops.gradient import recomputed
-from cojax.ops.product import product
+from cojax.ops.precision import widened
+from cojax.ops.product import product, times
 from cojax.timing import Axis
 
 _SPACE = "HW"
@@ -99,7 +100,7 @@ def contributions(
         kernel = jnp.take(kernel, taps, axis=0, mode="clip")
         return jnp.stack([product(x, tap) for tap in kernel], axis=1)
     flat = x.reshape(-1, x.shape[-1])
-    products = jnp.broadcast_to(flat, (len(kernel), *flat.shape)) @ kernel
+    products = times(jnp.broadcast_to(flat, (len(kernel), *flat.shape)), kernel)
     products = jnp.take(products, taps, axis=0, mode="clip")
     return jnp.moveaxis(products.reshape(-1, *x.shape[:-1], kernel.shape[-1]), 0, 1)
 
@@ -177,6 +178,9 @@ def _multiply_adds(
 ) -> Array:
     """The sum of what each place ``(k, *K)`` of the kernel makes of a tap's shifted slices.
 
+    In float32 at least: a CPU rounds every product and sum of half precision by itself (CoX3D-S in
+    bfloat16: 18.6 ms a step, and 11.3 so).
+
     Args:
       taps: the steps, or clips, that a window sees.
       kernel: ``(k, *K, ..., C')``; what it has for a place is broadcast.
@@ -185,7 +189,8 @@ def _multiply_adds(
     """
     sizes = taps[0].shape[first:-1]
     lengths = [axis.length(size) for size, axis in zip(sizes, space, strict=True)]
-    taps = [_padded(tap, space, first) for tap in taps]
+    dtype, kernel = taps[0].dtype, widened(kernel)
+    taps = [widened(_padded(tap, space, first)) for tap in taps]
     multiplier = kernel.shape[-1] // taps[0].shape[-1]
     total: Array | None = None
     for place in np.ndindex(*kernel.shape[: 1 + len(space)]):
@@ -195,7 +200,7 @@ def _multiply_adds(
         part = part * kernel[place]
         total = part if total is None else total + part
     assert total is not None
-    return total
+    return total.astype(dtype)
 
 
 def _spatial(window: Array, kernel: Array, axes: Sequence[Axis], groups: int) -> Array:
