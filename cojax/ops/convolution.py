@@ -51,12 +51,13 @@ def convolve_clip(x: Array, kernel: Array, axes: Sequence[Axis], groups: int) ->
     over_time = all(axis.kernel_size == 1 for axis in space)
     if over_time and groups == 1 and time.kernel_size > 1:
         return _over_time(_thinned(x, space), kernel.reshape(-1, *kernel.shape[-2:]), time)
-    x = _padded(x, [time])
+    depthwise = groups == x.shape[-1] > 1
+    x = _padded(x, axes if depthwise else [time])
     taps = [
         _strided(x, 1, tap * time.dilation, steps, time.stride) for tap in range(time.kernel_size)
     ]
-    if groups == x.shape[-1] > 1:
-        return _depthwise(taps, kernel, space, first=2)
+    if depthwise:
+        return _depthwise(taps, kernel, [axis.unpadded for axis in space], first=2)
     windows = jnp.stack(taps, axis=-2)
     y = convolve_window(windows.reshape(-1, *windows.shape[2:]), kernel, space, groups)
     return y.reshape(*windows.shape[:2], *y.shape[1:])
@@ -66,7 +67,8 @@ def convolve_window(window: Array, kernel: Array, space: Sequence[Axis], groups:
     """``(B, *S, k, C)`` with ``(k, *K, C / groups, C')`` to ``(B, *S', C')``."""
     *_, taps, channels = window.shape
     if groups == channels > 1:
-        return _depthwise([window[..., tap, :] for tap in range(taps)], kernel, space, first=1)
+        window, axes = _padded(window, space), [axis.unpadded for axis in space]
+        return _depthwise([window[..., tap, :] for tap in range(taps)], kernel, axes, first=1)
     if any(axis.kernel_size > 1 for axis in space):
         return _spatial(window, kernel, space, groups)
     window = _thinned(window, space, first=1)
@@ -169,7 +171,11 @@ def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
 
 
 def _depthwise(taps: Sequence[Array], kernel: Array, space: Sequence[Axis], first: int) -> Array:
-    """A depthwise convolution over the spatial axes from ``first`` on, and over taps of time."""
+    """A depthwise convolution over the spatial axes from ``first`` on, and over taps of time.
+
+    These are padded before they are cut out of a clip: each by itself would be laid out anew, and
+    a clip of CoX3D-M take 267 ms instead of 200.
+    """
     return _multiply_adds(taps, kernel[..., 0, :], space, first)
 
 
