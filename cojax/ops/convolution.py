@@ -81,8 +81,9 @@ def contributions(
     """What a step ``(B, *S, C)`` adds to the output that sees it with each of these taps of time.
 
     A pointwise step is multiplied by one tap after another, each cut out of the kernel; or, where
-    it is smaller than such a tap, it is repeated for a product with the whole kernel (3 taps, 256 to
-    64 channels of 56x56, 8 streams: 20 ms, repeated 67; 2048 to 512 of 7x7: 5.2 ms, repeated 3.4).
+    it is smaller than such a tap, it is repeated for a product with the whole kernel (3 taps, 256
+    to 64 channels of 56x56, 8 streams: 20 ms, repeated 67; 2048 to 512 of 7x7: 5.2 ms, repeated
+    3.4).
 
     Args:
       x: the step.
