@@ -29,7 +29,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 import cojax as co
-from benchmarks.harness import aligned, short
+from benchmarks.harness import aligned, parsed, short
 from benchmarks.networks import NETWORKS
 from cojax.module import declared
 
@@ -160,8 +160,9 @@ _BRANCHES = {
 
 def instructions(hlo: str) -> list[Instruction]:
     """What a compiled module runs, one after the other; of a choice, the longer branch."""
-    computations = {name: list(_within(body)) for _, name, body in _COMPUTATION.findall(hlo)}
-    (entry,) = (name for first, name, _ in _COMPUTATION.findall(hlo) if first)
+    found = _COMPUTATION.findall(hlo)
+    computations = {name: list(_within(body)) for _, name, body in found}
+    (entry,) = (name for first, name, _ in found if first)
 
     def run(name: str) -> Iterator[Instruction]:
         for each in computations[name]:
@@ -240,9 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--fold", action="store_true", help="fold batch norms")
     parser.add_argument("--json", type=Path, help="where the figures go")
-    options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(NETWORKS):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
+    options = parsed(parser, NETWORKS, arguments)
     target = TARGETS[options.target]
     flags = f"{os.environ.get('XLA_FLAGS', '')} {target.flags}".strip()
     os.environ.update(target.environment, XLA_FLAGS=flags)

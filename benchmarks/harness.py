@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -288,6 +288,14 @@ def parser(description: str, names: Sequence[str], batches: Sequence[int] | None
     return parser
 
 
+def parsed(parser: Any, names: Iterable[str], arguments: Sequence[str] | None) -> Any:
+    """The options given, whose names are among these; else it exits and says so."""
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - set(names):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    return options
+
+
 def run(
     parser: Any,
     names: Sequence[str],
@@ -299,9 +307,7 @@ def run(
 
     Exits with 1 if a measurement failed; the others are kept.
     """
-    options = parser.parse_args(arguments)
-    if unknown := set(options.names) - set(names):
-        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    options = parsed(parser, names, arguments)
     if options.rounds < 2 or min(options.together, *(options.batch or [1])) < 1:
         parser.error(
             "--rounds must be at least 2, for a spread, and --batch and --together positive"

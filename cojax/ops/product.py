@@ -16,18 +16,16 @@ def times(a: Array, b: Array) -> Array:
 
     def with_more(a: Array, b: Array) -> Array:
         rows, columns = a.shape[-2], b.shape[-1]
-        if 1 in (rows, columns):
-            a, b = _padded(a, -2, 2 - rows), _padded(b, -1, 2 - columns)
+        a, b = _at_least_two(a, -2), _at_least_two(b, -1)
         y = jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(a.dtype)
         return y[..., :rows, :columns]
 
     return lax.platform_dependent(a, b, cpu=with_more, default=jnp.matmul)
 
 
-def _padded(x: Array, axis: int, more: int) -> Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, max(more, 0))
-    return jnp.pad(x, widths)
+def _at_least_two(x: Array, axis: int) -> Array:
+    """With zeros behind a single row or column."""
+    return x if x.shape[axis] > 1 else jnp.concatenate([x, jnp.zeros_like(x)], axis)
 
 
 def product(x: Array, kernel: Array) -> Array:
