@@ -27,8 +27,9 @@ from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer, fan_in_uniform
 from cojax.layout import channels_last, channels_second
 from cojax.module import CoModule, require_step
-from cojax.ops.convolution import contributions, convolve_clip, convolve_window, pad_space
+from cojax.ops.convolution import contributions, convolve_clip, convolve_window
 from cojax.ops.gradient import recomputed
+from cojax.ops.windows import padded
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -292,7 +293,7 @@ class _Conv(CoModule):
         space = self._axes[1:]
         if self.padding_mode == "zeros":
             return x, space
-        x = pad_space(x, space, self.padding_mode, first)
+        x = padded(x, space, first, self.padding_mode)
         return x, [axis.unpadded for axis in space]
 
     def _biased(self, y: Array) -> Array:
