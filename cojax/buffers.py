@@ -178,6 +178,8 @@ def following(count: Array | int, y: Array) -> Array | int:
 
     What is written at its place is written when ``y`` is computed, and so is all that was read.
     """
+    if not y.size:
+        return count
     bits = lax.bitcast_convert_type(y[(0,) * y.ndim].astype(jnp.float32), jnp.int32)
     return count + (bits & (count >> 31))  # a count has no sign
 

@@ -56,7 +56,8 @@ class Chunk:
         if isinstance(self.blank, int) and not self.blank:
             return self.value
         valid = self.valid.reshape(-1, *(1,) * (self.value.ndim - 2))
-        return channels_second(jnp.where(valid, channels_last(self.value), 0))
+        value = channels_last(self.value)
+        return channels_second(jnp.where(valid, value, jnp.zeros((), value.dtype)))
 
     def becomes(self, value: Array) -> "Chunk":
         """The same frames with other values."""

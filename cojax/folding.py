@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from cojax.layers.closure import Identity
 from cojax.layers.conv import _Conv
 from cojax.layers.linear import Linear
 from cojax.layers.norm import _BatchNorm
-from cojax.module import CoModule
+from cojax.module import CoModule, uses
 
 Variables = dict[str, Any]
 
@@ -26,11 +26,12 @@ def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModu
 
     Such a norm scales and shifts what its convolution gives; the folded convolution has scaled
     kernels and a bias instead. The outputs are the same, up to rounding, and so are timings and
-    the states, so a stream of the one network goes on with the other. The statistics are those of
+    the states: a state of the one network fits the other. The statistics are those of
     ``variables``: a folded network is not to be trained.
 
     Norms behind a :class:`Conv1d` and its like, a :class:`Linear` of the channels and the graph
-    convolutions of :mod:`cojax.models` are folded; others stay.
+    convolutions of :mod:`cojax.models` are folded; others stay, and so do classes of one's own that
+    compute otherwise.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, https://arxiv.org/abs/1712.05877, section 3.2;
@@ -53,7 +54,19 @@ def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModu
     Returns:
       The network without these norms (an :class:`Identity` each, so that names stay), and its
       variables.
+
+    Raises:
+      ValueError: if the statistics of a norm are missing, or a module with variables is used in
+        more than one place.
     """
+    shared = [places for places in uses(net).values() if len(places) > 1]
+    for places in shared:
+        if any(_at(variables, path) for path in places):
+            listed = " and ".join(".".join(path) for path in places)
+            raise ValueError(
+                f"{listed} are one module, whose variables cannot be folded for each of them; give "
+                "each place a module of its own"
+            )
     return fold(net, unfreeze(dict(variables)))
 
 
@@ -65,7 +78,7 @@ def fold(module: CoModule, variables: Variables) -> tuple[CoModule, Variables]:
 
 def adjacent(module: CoModule) -> list[tuple[str, str]]:
     """The names of the modules within of which the second is fed by the first, and nothing else."""
-    return list(itertools.pairwise(module.order)) if isinstance(module, Sequential) else []
+    return list(itertools.pairwise(module.order)) if _computes_as(module, Sequential) else []
 
 
 def within(
@@ -86,15 +99,29 @@ def within(
 
 def foldable(module: CoModule) -> bool:
     """Whether a norm of its channels can be folded into a module, or into those that are summed."""
-    if isinstance(module, Parallel):
+    if _computes_as(module, Parallel):
         return all(map(foldable, module.children().values()))
-    return isinstance(module, _Conv) or (isinstance(module, Linear) and module.channel_dim == 1)
+    if isinstance(module, Linear):
+        return _computes_as(module, Linear) and module.channel_dim == 1
+    return _computes_as(module, _Conv)
+
+
+def _computes_as(module: CoModule, kind: type[CoModule]) -> bool:
+    """Whether a module is of a kind, and computes no otherwise than that."""
+    return isinstance(module, kind) and all(
+        getattr(type(module), method) is getattr(kind, method)
+        for method in ("clip", "step", "chunk")
+    )
 
 
 def scale_and_shift(norm: CoModule, variables: Variables) -> tuple[Array, Array] | None:
     """What a norm multiplies each channel by and adds to it; None if that is not a constant."""
     if not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
         return None
+    if not _computes_as(norm, _BatchNorm):
+        return None
+    if "batch_stats" not in variables:
+        raise ValueError("the variables lack batch_stats, what a batch norm has measured")
     learnt, running = variables.get("params", {}), variables["batch_stats"]
     scale = lax.rsqrt(running["var"] + norm.eps)
     if "scale" in learnt:
@@ -137,8 +164,13 @@ def _rebuilt(
     return module.clone(layers=FrozenDict(layers)), found
 
 
-def _of(variables: Variables, name: str) -> Variables:
+def _of(variables: Mapping[str, Any], name: str) -> Variables:
     """The variables of a module within."""
     return {
         collection: tree[key(name)] for collection, tree in variables.items() if key(name) in tree
     }
+
+
+def _at(variables: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
+    """The variables of a module at a path."""
+    return functools.reduce(_of, path, variables)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.core.scope import is_filter_empty
 from flax.linen.kw_only_dataclasses import field
-from jax import Array
+from jax import Array, lax
 
 from cojax.buffers import counted_together
 from cojax.call_mode import current, require_mode
@@ -45,6 +45,9 @@ from cojax.frames import (
 )
 from cojax.layout import as_clip, as_step, channels_last, channels_second
 from cojax.timing import Timing
+
+# What Flax calls the collection of values that a module sows.
+_SOWN = "intermediates"
 
 
 class CoModule(nn.Module):
@@ -88,6 +91,9 @@ class CoModule(nn.Module):
     def __post_init__(self) -> None:
         require_mode(self.call_mode)
         super().__post_init__()
+
+    # Fields that change nothing of what a stream computes.
+    _without_effect: ClassVar[frozenset[str]] = frozenset({"call_mode"})
 
     _written_init: ClassVar[Callable[..., None] | None] = None
 
@@ -207,8 +213,7 @@ class CoModule(nn.Module):
         Raises:
           InputError: if the clip does not fit the network or is too short for it.
         """
-        if not isinstance(train, bool | np.bool_):
-            raise InputError(f"train must be a bool, known while tracing, got {train!r}")
+        _require_static(train=train)
         if any(isinstance(clip, Frame) for clip in flat_streams(x)):
             raise InputError("forward takes clips; Frames are for forward_step and forward_steps")
         x = map_streams(jnp.asarray, x)
@@ -237,8 +242,7 @@ class CoModule(nn.Module):
           InputError: if the step does not fit the network, or the state does not fit the step.
         """
         _require_state(state)
-        if not isinstance(skip, bool | np.bool_):
-            raise InputError(f"skip must be a bool, known while tracing, got {skip!r}")
+        _require_static(train=train, skip=skip)
         # A branch that is not taken could create no variable, nor draw a random number.
         signals = _arriving(x_t, skip=bool(skip) and not train and self._changes_nothing)
         self._check(state, map_streams(spec_of, signals))
@@ -275,6 +279,7 @@ class CoModule(nn.Module):
           InputError: as :meth:`forward_step`.
         """
         _require_state(state)
+        _require_static(pad_end=pad_end, train=train, at_once=at_once)
         specs = map_streams(lambda x: without_time(spec_of(x)), xs)
         steps = length_of(xs)
         self._check(state, specs)
@@ -361,12 +366,15 @@ class CoModule(nn.Module):
 
     @nn.nowrap
     def _construct(self, **fields: Any) -> None:
-        """Ends an ``__init__`` of one's own: sets all fields, Flax's too, and initialises."""
-        defaults = {
-            f.name: f.default
-            for f in dataclasses.fields(self)
-            if f.default is not dataclasses.MISSING
-        }
+        """Ends an ``__init__`` of one's own: sets all fields, Flax's too, and initialises.
+
+        Raises:
+          TypeError: for what is no field.
+        """
+        declared = dataclasses.fields(self)
+        for name in fields.keys() - {f.name for f in declared}:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}")
+        defaults = {f.name: f.default for f in declared if f.default is not dataclasses.MISSING}
         for name, value in (defaults | fields).items():
             object.__setattr__(self, name, value)
         self.__post_init__()
@@ -389,9 +397,10 @@ class CoModule(nn.Module):
     def _check(self, state: State, spec: Any) -> None:
         expected = _leaves(jax.eval_shape(lambda: self.init_state(spec)))
         given = _leaves(state)
+        missing, unexpected = expected.keys() - given.keys(), given.keys() - expected.keys()
         wrong = [
-            *(f"{path}: missing, expected {expected[path]}" for path in expected - given.keys()),
-            *(f"{path}: unexpected, {given[path]}" for path in given - expected.keys()),
+            *(f"{path}: missing, expected {expected[path]}" for path in sorted(missing)),
+            *(f"{path}: unexpected, {given[path]}" for path in sorted(unexpected)),
             *(
                 f"{path}: {given[path]}, expected {leaf}"
                 for path, leaf in expected.items()
@@ -414,13 +423,14 @@ class CoModule(nn.Module):
             signals, state = module.step(counted_together(state), signals_of(x), train=train)
             return state, map_streams(_scanned, signals)
 
-        # A collection that is not mutable cannot be carried.
-        carried = "batch_stats" if self.is_mutable_collection("batch_stats") else False
+        # A collection that is not mutable can be neither carried nor stacked.
+        changed = [each for each in ("batch_stats", _SOWN) if self.is_mutable_collection(each)]
         scan = nn.scan(
             body,
-            variable_carry=carried,
-            variable_broadcast=nn.DenyList("batch_stats") if carried else True,
-            split_rngs={"params": False, "dropout": True},
+            variable_axes={_SOWN: 0} if _SOWN in changed else {},
+            variable_carry="batch_stats" if "batch_stats" in changed else False,
+            variable_broadcast=nn.DenyList(changed),
+            split_rngs={"params": False, nn.DenyList("params"): True},
         )
         state, frames = scan(self, state, xs)
         return map_streams(_channels_third, frames), state
@@ -451,6 +461,14 @@ def walk(net: CoModule, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
     yield path, net
     for name, child in net.children().items():
         yield from walk(child, (*path, name))
+
+
+def uses(net: CoModule) -> dict[int, list[tuple[str, ...]]]:
+    """The paths where each module within is used, by its identity."""
+    found: dict[int, list[tuple[str, ...]]] = {}
+    for path, module in walk(net):
+        found.setdefault(id(module), []).append(path)
+    return found
 
 
 def declared(net: CoModule) -> Any:
@@ -496,6 +514,12 @@ def _require_state(state: Any) -> None:
             f"a step is given the state, a dict from init_state, and then the frame; got "
             f"{type(state).__name__} for a state"
         )
+
+
+def _require_static(**flags: Any) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool | np.bool_):
+            raise InputError(f"{name} must be a bool, known while tracing, got {flag!r}")
 
 
 def _arriving(x: Any, chunked: bool = False, skip: bool = False) -> Any:
@@ -564,8 +588,8 @@ def _spread(chunk: Chunk, steps: int) -> Frame:
 
 def _condensed(frame: Frame, arrived: Chunk, timing: Timing) -> Chunk:
     """The frames, time first, that steps over a chunk gave: no more than the timing emits."""
-    steps, answers = -(-arrived.steps // timing.stride), jnp.sum(frame.valid)
-    last = arrived.steps - 1 - jnp.argmax(frame.valid[::-1])
+    steps, answers = -(-arrived.steps // timing.stride), jnp.sum(frame.valid, dtype=jnp.int32)
+    last = arrived.steps - 1 - lax.argmax(frame.valid[::-1], 0, jnp.int32)
     emitted = Emitted(steps, last, steps - answers)
     value = jnp.take(frame.value, jnp.maximum(emitted.frames(timing.stride), 0), axis=0)
     return arrived.leaves(jnp.moveaxis(value, 0, 2), emitted, timing)
@@ -578,7 +602,12 @@ def _join(first: Frame, second: Frame) -> Frame:
 def _leaves(state: State) -> dict[str, str]:
     paths, _ = jax.tree_util.tree_flatten_with_path(state)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{s.dtype.name}{list(s.shape)}"
+        jax.tree_util.keystr(path, simple=True, separator="/"): _described(leaf)
         for path, leaf in paths
-        for s in [spec_of(leaf)]
     }
+
+
+def _described(leaf: Any) -> str:
+    if not hasattr(leaf, "dtype"):
+        return f"a Python {type(leaf).__name__}"
+    return f"{leaf.dtype.name}{list(leaf.shape)}"

@@ -216,3 +216,9 @@ def test_retroactive_attention_neither_drifts_nor_overflows():
     with torch.no_grad():
         theirs = [peer.forward_step(x_t) for x_t in tensor(x)[:, :, :200].unbind(2)]
     assert not np.allclose(theirs[-1], outputs[199], rtol=1e-2, atol=1e-2)
+
+
+def test_encoders_of_the_same_layers_are_equal():
+    factory = co.TransformerEncoderLayerFactory(4, 2, 6, sequence_len=3)
+    assert co.TransformerEncoder(factory, 2) == co.TransformerEncoder(factory, 2)
+    assert co.TransformerEncoder(factory, 2) != co.TransformerEncoder(factory, 3)

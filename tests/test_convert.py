@@ -314,6 +314,65 @@ def test_what_cannot_be_converted_is_named_by_path_all_of_it_at_once():
         co.continual(torch.nn.Mish())
 
 
+def encoder_layer(change=lambda layer: None, **options):
+    layer = torch.nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, **options)
+    change(layer)
+    return layer
+
+
+class Negated(torch.nn.TransformerEncoderLayer):
+    def forward(self, src, *args, **options):
+        return -super().forward(src)
+
+
+def tripled(part):
+    part.register_forward_hook(lambda module, inputs, output: 3 * output)
+
+
+def adding_zeros(layer):
+    layer.self_attn = torch.nn.MultiheadAttention(4, 2, batch_first=True, add_zero_attn=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (encoder_layer(lambda layer: setattr(layer.norm2, "eps", 0.5)), "has norms that differ"),
+        (
+            encoder_layer(lambda layer: setattr(layer, "norm1", torch.nn.RMSNorm(4))),
+            "has a norm1 that is no LayerNorm as torch makes it, but a RMSNorm",
+        ),
+        (encoder_layer(adding_zeros), "attends to more than its tokens"),
+        (encoder_layer(lambda layer: tripled(layer.linear2)), "has a linear2 that has hooks"),
+        (
+            encoder_layer(lambda layer: tripled(layer.self_attn.out_proj)),
+            "has a out_proj that has hooks",
+        ),
+        (
+            encoder_layer(lambda layer: setattr(layer.dropout1, "p", 0.7)),
+            "has probabilities of dropout that differ",
+        ),
+    ],
+)
+def test_an_encoder_layer_that_computes_otherwise_is_refused(layer, words):
+    for module in (layer, torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)):
+        with pytest.raises(co.ConversionError, match=words):
+            co.continual(module, sequence_len=3)
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "words"),
+    [
+        (Negated(4, 2, 6, batch_first=True), None, "no TransformerEncoderLayer as torch makes it"),
+        (encoder_layer(tripled), None, "has a 0 that has hooks"),
+        (encoder_layer(), torch.nn.RMSNorm(4), "has a norm that is no LayerNorm"),
+    ],
+)
+def test_an_encoder_that_computes_otherwise_is_refused(layer, norm, words):
+    encoder = torch.nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=False)
+    with pytest.raises(co.ConversionError, match=words):
+        co.continual(encoder, sequence_len=3)
+
+
 def test_options_that_nothing_takes_are_refused():
     module = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.ReLU())
     with pytest.raises(co.ConversionError) as error:

@@ -14,6 +14,23 @@ from tests.networks import random_network, random_variables
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+class Rectified(co.BatchNorm1d):
+    def clip(self, x, train=False):
+        return jax.nn.relu(super().clip(x, train))
+
+
+class Bounded(co.Conv1d):
+    def clip(self, x, train=False):
+        return jnp.tanh(super().clip(x, train))
+
+
+class Reversed(co.Sequential):
+    def clip(self, x, train=False):
+        for layer in reversed(self.children().values()):
+            x = layer.clip(x, train)
+        return x
+
+
 def norms(net):
     return sum("BatchNorm" in type(module).__name__ for _, module in walk(net))
 
@@ -73,11 +90,14 @@ def test_what_cannot_be_folded_stays_as_it_is():
         co.Sequential(co.Conv1d(3, 4, 3), co.BatchNorm1d(4, track_running_stats=False)),
         co.Sequential(co.BatchNorm1d(3), co.Conv1d(3, 4, 3)),
         co.BatchNorm1d(3),
+        co.Sequential(co.Conv1d(3, 4, 3), Rectified(4)),
+        co.Sequential(Bounded(3, 4, 3), co.BatchNorm1d(4)),
+        Reversed(co.Conv1d(3, 3, 1), co.BatchNorm1d(3)),
     ]
     for net in nets:
         variables = random_variables(net, 0)
         folded, constants = co.fold_batch_norm(net, variables)
-        assert norms(folded) == 1
+        assert sum(isinstance(module, co.BatchNorm1d) for _, module in walk(folded)) == 1
         x = clip_of((2, 3, 8))
         np.testing.assert_array_equal(folded.apply(constants, x), net.apply(variables, x))
 
@@ -94,3 +114,19 @@ def test_a_folded_network_keeps_the_names_and_dtypes_of_its_weights():
     folded, constants = co.fold_batch_norm(net, variables)
     assert list(folded.children()) == ["conv", "norm"]
     assert {leaf.dtype for leaf in jax.tree.leaves(constants)} == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_what_cannot_be_folded_rightly_is_refused():
+    conv = co.Conv1d(3, 3, 1)
+    net = co.Sequential(conv, co.BatchNorm1d(3), conv)
+    with pytest.raises(ValueError, match="0 and 2 are one module"):
+        co.fold_batch_norm(net, random_variables(net, 0))
+    with pytest.raises(ValueError, match="the variables lack batch_stats"):
+        co.fold_batch_norm(net.append(co.ReLU()), {"params": {}})
+
+
+def test_a_shared_activation_hinders_no_folding():
+    relu = co.ReLU()
+    parts = co.Conv1d(3, 4, 3), co.BatchNorm1d(4), relu, co.Conv1d(4, 4, 3), co.BatchNorm1d(4), relu
+    net = co.Sequential(*parts)
+    assert check(net, random_variables(net, 0), clip_of((2, 3, 8))) == 0

@@ -422,3 +422,68 @@ def test_float64_needs_no_other_code():
         y, z = net.apply(variables, x), net.apply(variables, x, method="forward_stream")
         assert y.dtype == z.dtype == jnp.float64
         np.testing.assert_allclose(y, z, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda **misspelt: co.Delay(2, **misspelt),
+        lambda **misspelt: co.Sequential(co.ReLU(), **misspelt),
+        lambda **misspelt: co.BroadcastReduce(co.ReLU(), co.ReLU(), **misspelt),
+        lambda **misspelt: co.Conditional(lambda m, x, train: True, co.ReLU(), **misspelt),
+        lambda **misspelt: co.PReLU(**misspelt),
+        lambda **misspelt: co.Reshape(2, 3, **misspelt),
+    ],
+)
+def test_misspelt_arguments_are_refused(build):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'auto_delya'"):
+        build(auto_delya=True)
+
+
+def test_an_identity_keeps_its_call_mode():
+    net = co.Identity(54, unused=True).clone(call_mode="forward_step", name="same")
+    assert (net.call_mode, net.name) == ("forward_step", "same")
+
+
+def test_an_encoder_of_no_layer_is_refused():
+    with pytest.raises(ValueError, match="takes a TransformerEncoderLayerFactory"):
+        co.TransformerEncoder(num_layers=3)
+
+
+def test_counters_stay_narrow_where_numbers_are_wide():
+    with jax.enable_x64(True):
+        net = co.Sequential(co.GRU(2, 3), co.Conv1d(3, 2, 3))
+        variables = net.init(jax.random.key(0), method="declare")
+        stream = co.Stream(net, variables, (1, 2))
+        x = np.ones((1, 2, 6), np.float32)
+        stream.steps(x[:, :, :5])
+        expected = net.apply(variables, x)[:, :, -1]
+        np.testing.assert_allclose(stream(x[:, :, 5]), expected, rtol=1e-5)
+
+
+def test_bools_stay_bools_in_chunks():
+    net = co.BroadcastReduce(co.Delay(2), co.Identity(), reduce="max")
+    x = jnp.ones((1, 2, 6), bool)
+    for at_once in (False, True):
+        state = net.init_state(x[:, :, 0])
+        frames, _ = net.apply({}, state, x, at_once=at_once, method="forward_steps")
+        assert frames.value.dtype == bool
+
+
+@pytest.mark.parametrize(
+    "net", [co.Conv1d(4, 4, 3), co.Conv1d(4, 4, 3, groups=4), co.Conv1d(4, 2, 3), co.LSTM(4, 2)]
+)
+def test_a_batch_may_be_empty(net):
+    variables, x = variables_of(net), jnp.zeros((0, 4, 6))
+    expected = net.apply(variables, x)
+    for at_once in (False, True):
+        state = net.init_state(x[:, :, 0])
+        frames, _ = net.apply(variables, state, x, at_once=at_once, method="forward_steps")
+        assert frames.dense().shape == expected.shape
+
+
+def test_a_state_holds_arrays():
+    net = co.Delay(2)
+    state = net.init_state((1, 2)) | {"count": 0}
+    with pytest.raises(co.InputError, match=r"count: a Python int, expected int32\[\]"):
+        net.apply({}, state, jnp.zeros((1, 2)), method="forward_step")

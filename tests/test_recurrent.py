@@ -284,6 +284,12 @@ def test_clips_that_do_not_fit_are_refused(args, options, words):
         net.apply(variables_of(net), *args, **options)
 
 
+def test_hidden_states_are_of_forward_alone():
+    net = LAYERS["tanh"].clone(call_mode="forward_step")
+    with pytest.raises(co.InputError, match="are of forward, not of forward_step"):
+        net.apply(variables_of(net), jnp.zeros((2, 3, 5)), hx=H)
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [

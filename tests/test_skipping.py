@@ -229,14 +229,22 @@ def test_nothing_is_skipped_while_variables_change():
     chex.assert_trees_all_equal(initialised, net.init(key, method="declare"))
 
 
-def test_skip_is_a_bool():
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    {
+        "forward_step": ("train", "skip"),
+        "forward_steps": ("pad_end", "train", "at_once"),
+    }.items(),
+)
+def test_flags_are_bools(method, flags):
     net = co.AvgPool1d(2)
-    state = net.init_state((1, 2))
-    step = functools.partial(net.apply, {}, method="forward_step")
-    with pytest.raises(co.InputError, match="skip must be a bool, known while tracing, got 1"):
-        step(state, jnp.zeros((1, 2)), skip=1)
-    with pytest.raises(co.InputError, match="skip must be a bool, known while tracing"):
-        jax.jit(lambda skip: step(state, jnp.zeros((1, 2)), skip=skip))(True)
+    x = jnp.zeros((1, 2, 3) if method == "forward_steps" else (1, 2))
+    run = functools.partial(net.apply, {}, net.init_state((1, 2)), x, method=method)
+    for flag in flags:
+        with pytest.raises(co.InputError, match=f"{flag} must be a bool, known while tr.*, got 1"):
+            run(**{flag: 1})
+        with pytest.raises(co.InputError, match=f"{flag} must be a bool, known while tracing"):
+            jax.jit(lambda value, flag=flag: run(**{flag: value}))(True)
 
 
 class Undeclared(co.CoModule):

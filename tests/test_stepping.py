@@ -33,6 +33,15 @@ class Told(nn.Module):
         return x + jnp.asarray([training, deterministic, use_running_average], x.dtype)
 
 
+class Noisy(nn.Module):
+    """Drops out by random numbers of its own, and sows what it saw."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        self.sow("intermediates", "mean", x.mean())
+        return nn.Dropout(0.5, rng_collection="noise")(x, deterministic=not train)
+
+
 def network():
     gate = co.forward_stepping(Gate(), channels_last=True)
     return co.Sequential(co.Conv1d(3, 4, 3), gate, co.Conv1d(4, 2, 2))
@@ -143,3 +152,24 @@ def test_integers_come_out_as_they_are():
     y = embed.apply(variables, tokens)
     assert y.dtype == jnp.float32
     assert y.shape == (1, 1, 3, 3)
+
+
+def test_a_flax_module_within_a_scan_draws_and_sows():
+    net = co.Sequential(co.Delay(1), co.forward_stepping(Noisy()))
+    x = clip_of((1, 2, 40))
+    (frames, _), sown = net.apply(
+        {},
+        net.init_state(x[:, :, 0]),
+        x,
+        train=True,
+        rngs={"noise": jax.random.key(0)},
+        mutable=["intermediates"],
+        method="forward_steps",
+    )
+    y = np.asarray(frames.dense())
+    kept = y != 0
+    assert 0.2 < kept.mean() < 0.8
+    assert not (kept == kept[:, :, :1]).all()  # every step draws anew
+    np.testing.assert_allclose(y[kept], 2 * np.asarray(x[:, :, :-1])[kept], rtol=1e-6)
+    (mean,) = jax.tree.leaves(sown)
+    np.testing.assert_allclose(mean[1:], x[:, :, :-1].mean((0, 1)), rtol=1e-5, atol=1e-6)

@@ -208,6 +208,20 @@ def test_the_state_of_another_network_is_refused(variables, stream, tmp_path, ot
         co.Stream.resume(tmp_path / "s", other, variables)
 
 
+def test_fields_without_effect_may_differ_where_a_stream_is_resumed(tmp_path):
+    net = co.Sequential(co.ReLU(), co.Delay(1), co.Dropout(), co.Reshape(1, 2))
+    stream = co.Stream(net, {}, (1, 2))
+    stream(jnp.ones((1, 2)))
+    stream.save(tmp_path / "s")
+    same = co.Sequential(
+        co.ReLU(inplace=True),
+        co.Delay(1, temporal_fill="replicate"),
+        co.Dropout(inplace=True),
+        co.Reshape(1, 2, contiguous=True),
+    ).clone(call_mode="forward_step")
+    assert co.Stream.resume(tmp_path / "s", same, {})(jnp.zeros((1, 2))).tolist() == [[1, 1]]
+
+
 def test_the_state_of_other_weights_is_refused(net, stream, tmp_path):
     stream.save(tmp_path / "s")
     with pytest.raises(co.StateFileError, match="other variables"):

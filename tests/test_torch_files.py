@@ -7,7 +7,7 @@ import torch
 from safetensors.numpy import save_file
 
 import cojax as co
-from tests.laws import assert_same_bits, variables_of
+from tests.laws import assert_same_bits, clip_of, variables_of
 
 
 @pytest.fixture
@@ -174,3 +174,21 @@ def test_a_state_dict_without_tensors_of_ours_is_refused(net, tmp_path):
 
 def test_a_network_without_variables_loads_nothing():
     assert co.load_torch(co.ReLU(), {}) == {"params": {}}
+
+
+def test_a_module_in_two_places_has_both_names():
+    conv, twin = co.Conv1d(2, 2, 3, padding=1), torch.nn.Conv1d(2, 2, 3, padding=1)
+    net = co.Sequential(co.Sequential(conv, co.ReLU()), conv)
+    module = torch.nn.Sequential(torch.nn.Sequential(twin, torch.nn.ReLU()), twin)
+    state_dict = module.state_dict()
+    variables = co.load_torch(net, state_dict)
+    x = clip_of((1, 2, 6))
+    expected = module(torch.from_numpy(np.array(x))).detach()
+    np.testing.assert_allclose(net.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
+    assert list(co.to_torch(net, variables)) == list(state_dict)
+
+    del state_dict["0.0.bias"]
+    assert_same_bits(co.load_torch(net, state_dict), variables, "one name suffices")
+    state_dict["0.0.bias"] = state_dict["1.bias"] + 1
+    with pytest.raises(co.CheckpointError, match=r"1.bias differs from another use of the same"):
+        co.load_torch(net, state_dict)

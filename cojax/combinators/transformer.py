@@ -124,6 +124,16 @@ class TransformerEncoderLayer(Container):
 
 
 @dataclasses.dataclass(frozen=True)
+class _Token:
+    """A function of clips that keeps one of their steps; equal to others of the same place."""
+
+    place: int
+
+    def __call__(self, x: Array) -> Array:
+        return x[..., self.place]
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerEncoderLayerFactory:
     """The hyper-parameters of encoder layers, and all layers that have them.
 
@@ -193,7 +203,7 @@ class TransformerEncoderLayerFactory:
             return self._around(self._attention(WindowMultiheadAttention), Identity())
         if mha_type == "regular_single_output":
             attention = self._attention(WindowMultiheadAttention, query_index=query_index)
-            newest = Lambda(operator.itemgetter((..., query_index)), takes_time=True)
+            newest = Lambda(_Token(query_index), takes_time=True)
             return self._around(attention, newest)
         if mha_type == "retroactive":
             return self._around(
@@ -346,7 +356,7 @@ class TransformerEncoder(Sequential):
       kept.
 
     Raises:
-      ValueError: at construction, unless there are layers.
+      ValueError: at construction, without a factory or layers.
     """
 
     def __init__(
@@ -359,9 +369,11 @@ class TransformerEncoder(Sequential):
         order: tuple[str, ...] | None = None,
         **linen: Any,
     ):
-        if encoder_layer is None or layers is not None:  # Flax rebuilds it from its fields.
+        if layers is not None:  # Flax rebuilds it from its fields.
             super().__init__(layers=layers, order=order, **linen)
             return
+        if encoder_layer is None:
+            raise ValueError("TransformerEncoder takes a TransformerEncoderLayerFactory")
         if num_layers < 1:
             raise ValueError(f"{num_layers=} must be positive")
         types = ["single_output_forward"]

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import cojax as co
 
@@ -176,8 +177,31 @@ def recurrent(kind: Kind, own: str, module: Any) -> co.CoModule:
 RECURRENT = {"RNN": "nonlinearity", "LSTM": "proj_size", "GRU": ""}
 
 
+def _require_parts(module: nn.Module, **kinds: type[nn.Module]) -> None:
+    """Raises a ValueError unless parts that are converted unseen are what torch makes them."""
+    for name, kind in kinds.items():
+        part = getattr(module, name)
+        if type(part) is not kind:
+            raise ValueError(
+                f"has a {name} that is no {kind.__name__} as torch makes it, but a "
+                f"{type(part).__name__}"
+            )
+        try:
+            require_plain(part)
+        except ValueError as error:
+            raise ValueError(f"has a {name} that {error}") from None
+
+
+def _require_same(what: str, **values: Any) -> None:
+    """Raises a ValueError unless values agree of which a layer here has one."""
+    if len(set(values.values())) > 1:
+        listed = ", ".join(f"{name} {value}" for name, value in values.items())
+        raise ValueError(f"has {what} that differ, where one is known: {listed}")
+
+
 def _attention(module: Any, *, sequence_len: int) -> co.CoModule:
     """In ``forward`` torch's; in a stream the newest token's over the last ``sequence_len``."""
+    _require_parts(module, out_proj=NonDynamicallyQuantizableLinear)
     return co.SingleOutputMultiheadAttention(
         module.embed_dim,
         module.num_heads,
@@ -198,15 +222,38 @@ def _encoder_layer(module: Any, *, sequence_len: int) -> co.CoModule:
 
 
 def _encoder(module: Any, *, sequence_len: int) -> co.CoModule:
+    names = [f"{i}" for i in range(len(module.layers))]
+    _require_parts(module.layers, **dict.fromkeys(names, nn.TransformerEncoderLayer))
     first, *others = (_encoder_layers(layer, sequence_len) for layer in module.layers)
     if any(other != first for other in others):
         raise ValueError("has layers that differ in more than their weights")
-    norm = None if module.norm is None else _layer_norm(module.norm, channel_dim=1)
+    norm = None
+    if module.norm is not None:
+        _require_parts(module, norm=nn.LayerNorm)
+        norm = _layer_norm(module.norm, channel_dim=1)
     return co.TransformerEncoder(first, len(module.layers), norm)
 
 
 def _encoder_layers(module: Any, sequence_len: int) -> co.TransformerEncoderLayerFactory:
-    attention = module.self_attn
+    attention, norms = module.self_attn, (module.norm1, module.norm2)
+    _require_parts(
+        module,
+        self_attn=nn.MultiheadAttention,
+        **dict.fromkeys(("linear1", "linear2"), nn.Linear),
+        **dict.fromkeys(("norm1", "norm2"), nn.LayerNorm),
+        **dict.fromkeys(("dropout", "dropout1", "dropout2"), nn.Dropout),
+    )
+    _require_parts(attention, out_proj=NonDynamicallyQuantizableLinear)
+    if attention.add_zero_attn or attention.bias_k is not None:
+        raise ValueError("attends to more than its tokens: add_zero_attn, or add_bias_kv")
+    _require_same("norms", **{f"norm{i}.eps": norm.eps for i, norm in enumerate(norms, 1)})
+    _require_same(
+        "probabilities of dropout",
+        dropout=module.dropout.p,
+        dropout1=module.dropout1.p,
+        dropout2=module.dropout2.p,
+        self_attn=attention.dropout,
+    )
     return co.TransformerEncoderLayerFactory(
         attention.embed_dim,
         attention.num_heads,

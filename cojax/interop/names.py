@@ -23,7 +23,7 @@ from cojax.layers.norm import GroupNorm, LayerNorm, _RunningNorm
 from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import _Recurrent
 from cojax.layers.stepping import ForwardStepping
-from cojax.module import CoModule, declared, walk
+from cojax.module import CoModule, declared, uses, walk
 
 Convert = Callable[[np.ndarray], np.ndarray]
 
@@ -191,7 +191,8 @@ def entries(net: CoModule) -> list[Entry]:
                 "known names in torch"
             )
     specs = declared(net)
-    found = list(_entries(net, specs, (), (), ()))
+    places = {each: paths for each, paths in uses(net).items() if len(paths) > 1}
+    found = list(_entries(net, specs, (), (), (), places))
     known = {path for entry in found for path in entry.paths}
     for path, _ in jax.tree_util.tree_flatten_with_path(specs)[0]:
         keys = tuple(part.key for part in path)
@@ -206,7 +207,13 @@ def _entries(
     path: tuple[str, ...],
     names: tuple[str, ...],
     delayed: tuple[str, ...],
+    places: Mapping[int, list[tuple[str, ...]]],
 ) -> Iterator[Entry]:
+    # What is used in several places has its variables in one of them.
+    for shared in places.get(id(module), ()):
+        other = tuple(map(key, shared))
+        if any(at(specs, (collection, *other)) is not None for collection in specs):
+            path = other
     for kind, leaves in _LEAVES.items():
         if isinstance(module, kind):
             for leaf in leaves(module) if callable(leaves) else leaves:
@@ -218,7 +225,8 @@ def _entries(
                     yield Entry((*place, leaf.name), spec, name, long, leaf)
     for name, child in module.children().items():
         wrapped = _wrapped(module, name)
-        yield from _entries(child, specs, (*path, key(name)), (*names, name), (*delayed, *wrapped))
+        inner = (*path, key(name)), (*names, name), (*delayed, *wrapped)
+        yield from _entries(child, specs, *inner, places)
 
 
 def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:

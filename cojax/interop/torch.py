@@ -85,12 +85,16 @@ def load_torch(
     ]
     values: dict[tuple[str, ...], np.ndarray] = {}
     for entry in wanted:
-        if not problems and names[entry.path] in given:
+        if not problems and names[entry.name] in given:
             try:
-                values[entry.path] = _value(entry, given[names[entry.path]])
+                value = _value(entry, given[names[entry.name]])
             # Torch raises the latter two where numpy cannot hold a tensor: sparse, quantised, meta.
             except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
-                problems.append(f"{names[entry.path]} {error}")
+                problems.append(f"{names[entry.name]} {error}")
+                continue
+            earlier = values.setdefault(entry.path, value)
+            if earlier is not value and not np.array_equal(earlier, value):
+                problems.append(f"{names[entry.name]} differs from another use of the same module")
     if problems:
         raise CheckpointError(
             f"the checkpoint does not fit {type(net).__name__}:\n  " + "\n  ".join(problems)
@@ -186,7 +190,7 @@ def _exported(
     flat = _flattened(wanted) if flatten else {}
     for entry in wanted:
         value = entry.of(variables)
-        name = flat.get(entry.path, entry.delayed_name if delayed_names else entry.name)
+        name = flat.get(entry.name, entry.delayed_name if delayed_names else entry.name)
         if value is None:
             problems.append(f"missing {'/'.join(entry.path)}")
         elif np.shape(value) != entry.spec.shape:
@@ -298,20 +302,18 @@ def _renamed(name: str, rename: Rename | None) -> str:
     return rename(name) if callable(rename) else rename.get(name, name)
 
 
-def _names(
-    wanted: list[Entry], given: Mapping[str, Any], flatten: bool
-) -> dict[tuple[str, ...], str]:
-    """The checkpoint's name for each variable."""
+def _names(wanted: list[Entry], given: Mapping[str, Any], flatten: bool) -> dict[str, str]:
+    """The checkpoint's name for each variable, by the name it has in torch."""
     if not flatten:
         # A checkpoint is named one way throughout: of two ways, the one that leaves less out.
-        own = {entry.path: entry.name for entry in wanted}
-        delayed = {entry.path: entry.delayed_name for entry in wanted}
+        own = {entry.name: entry.name for entry in wanted}
+        delayed = {entry.name: entry.delayed_name for entry in wanted}
         return max(own, delayed, key=lambda names: len(given.keys() & set(names.values())))
     return _flattened(wanted)
 
 
-def _flattened(wanted: list[Entry]) -> dict[tuple[str, ...], str]:
-    """The flattened name of each variable."""
+def _flattened(wanted: list[Entry]) -> dict[str, str]:
+    """The flattened name of each variable, by the name it has in torch."""
     names: dict[str, list[str]] = {}
     for entry in wanted:
         names.setdefault(flattened(entry.name), []).append(entry.name)
@@ -321,20 +323,21 @@ def _flattened(wanted: list[Entry]) -> dict[tuple[str, ...], str]:
             "the network's names cannot be flattened: without their numeric parts several become "
             + ", ".join(clashes)
         )
-    return {entry.path: flattened(entry.name) for entry in wanted}
+    return {entry.name: flattened(entry.name) for entry in wanted}
 
 
 def _missing(wanted: list[Entry], names: Mapping[Any, str], given: Mapping[str, Any]) -> list[str]:
     used = set(names.values())
+    found = {entry.path for entry in wanted if names[entry.name] in given}
     missing = [
         entry
         for entry in wanted
-        if names[entry.path] not in given and entry.leaf.name != "num_batches_tracked"
+        if entry.path not in found and entry.leaf.name != "num_batches_tracked"
     ]
     unused = [name for name in given if name not in used]
     return [
-        f"missing {names[entry.path]}, of shape {entry.torch_shape}"
-        + _nearest(names[entry.path], unused, given)
+        f"missing {names[entry.name]}, of shape {entry.torch_shape}"
+        + _nearest(names[entry.name], unused, given)
         for entry in missing
     ]
 
@@ -346,7 +349,7 @@ def _unexpected(
     origins: Mapping[str, str],
 ) -> list[str]:
     used = set(names.values())
-    absent = {names[e.path]: e.torch_shape for e in wanted if names[e.path] not in given}
+    absent = {names[e.name]: e.torch_shape for e in wanted if names[e.name] not in given}
     return [
         f"unexpected {_renaming(name, origins)}, of shape {tuple(tensor.shape)}"
         + _nearest(name, list(absent))
@@ -365,7 +368,7 @@ def _misshaped(
         f"{_renaming(name, origins)} has shape {tuple(given[name].shape)}, expected "
         f"{entry.torch_shape}"
         for entry in wanted
-        for name in [names[entry.path]]
+        for name in [names[entry.name]]
         if name in given and tuple(given[name].shape) != entry.torch_shape
     ]
 

@@ -28,6 +28,8 @@ class _Activation(TimeLocal):
     Shapes: any, kept. Raises an InputError for a dtype that is not floating.
     """
 
+    _without_effect = TimeLocal._without_effect | {"inplace"}
+
     def output_spec(self, x: Spec) -> Spec:
         require_floating(x, self)
         return x

@@ -1,5 +1,6 @@
 """Functions, and the constants among them, as modules."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -130,8 +131,8 @@ class Identity(TimeLocal):
     """
 
     def __init__(self, *_: Any, **arguments: Any):
-        linen = {name: arguments[name] for name in ("parent", "name") if name in arguments}
-        self._construct(**linen)
+        fields = {field.name for field in dataclasses.fields(self)}
+        self._construct(**{name: arguments[name] for name in fields & arguments.keys()})
 
     def clip(self, x: Array, train: bool = False) -> Array:
         return x

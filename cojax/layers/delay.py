@@ -89,6 +89,8 @@ class Delay(_Held):
       ValueError: at construction, for a negative delay or a back crop longer than it.
     """
 
+    _without_effect = _Held._without_effect | {"temporal_fill"}
+
     steps: int
     temporal_fill: str = "zeros"
     auto_shrink: bool | str | tuple[int, int] = False

@@ -43,6 +43,7 @@ class Dropout(TimeLocal):
 
     # Whether an entry is kept or dropped with all of its channel.
     whole_channels: ClassVar[bool] = False
+    _without_effect = TimeLocal._without_effect | {"inplace"}
 
     p: float = 0.5
     inplace: bool = False

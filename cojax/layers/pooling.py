@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from cojax.buffers import Counter, read, ring, rolled, unrolled, write
@@ -280,7 +281,7 @@ class _AvgPool(_Pool):
     def __post_init__(self) -> None:
         if self.divisor_override is not None and self.divisor_override < 1:
             raise ValueError(f"{self.divisor_override=} must be positive")
-        if isinstance(self.dilation, int):
+        if isinstance(self.dilation, int | np.integer):
             self.dilation = (self.dilation, *(1,) * self.space)
         if any(axis.dilation != 1 for axis in self._axes[1:]):
             raise ValueError(f"an average pool dilates time alone, got {self.dilation=}")

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
+from cojax.call_mode import current
 from cojax.errors import InputError
 from cojax.frames import Frame, Signal, Spec, State, select, spec_of, without_time
 from cojax.layers.arguments import one_of, require_positive
@@ -152,6 +153,11 @@ class _Recurrent(CoModule):
         """
         if hx is None and not return_hidden:
             return super().__call__(*inputs, **arguments)
+        if (mode := current(self.call_mode)) != "forward":
+            raise InputError(
+                f"hx and return_hidden are of forward, not of {mode}: a stream starts from "
+                "initial_state(hx), and hidden(state) is its hidden state"
+            )
         return self._from_hidden(*inputs, hx=hx, return_hidden=return_hidden, **arguments)
 
     def _from_hidden(self, x: Any, train: bool = False, *, hx: Any, return_hidden: bool) -> Any:

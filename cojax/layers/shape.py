@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from cojax.errors import InputError
@@ -35,14 +36,17 @@ class Reshape(TimeLocal):
       InputError: for a step that does not have as many entries.
     """
 
+    _without_effect = TimeLocal._without_effect | {"contiguous"}
+
     shape: tuple[int, ...]
     contiguous: bool = False
 
     def __init__(self, *sizes: Any, shape: Any = None, contiguous: bool = False, **linen: Any):
         given = sizes if shape is None else shape
-        if len(given) == 1 and not isinstance(given[0], int):
+        if len(given) == 1 and not isinstance(given[0], int | np.integer):
             (given,) = given
-        self._construct(shape=tuple(given), contiguous=contiguous, **linen)
+        shape = tuple(int(n) if isinstance(n, np.integer) else n for n in given)
+        self._construct(shape=shape, contiguous=contiguous, **linen)
 
     def __post_init__(self) -> None:
         sizes = self.shape

@@ -138,7 +138,7 @@ def description(net: CoModule) -> list[str]:
         fields = {
             field.name: _described(getattr(module, field.name))
             for field in dataclasses.fields(module)
-            if field.name not in ("parent", "name", "layers")
+            if field.name not in {"parent", "name", "layers"} | module._without_effect
         }
         arguments = ", ".join(f"{name}={value}" for name, value in fields.items())
         lines.append(f"{'.'.join(path) or '(root)'}: {type(module).__name__}({arguments})")
