@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from cojax.buffers import (
@@ -269,8 +269,10 @@ class _Conv(CoModule):
         memory = unrolled(state["sums"], count)
         # To the last output that the chunk has a part in.
         time = self._axes[0]._replace(padding=timing.receptive_field - 1, uneven=0)
-        added = self._unbiased_clip(x, time)
-        sums = added + join(memory, jnp.zeros_like(added[:, : chunk.steps]), chunk.blank)
+        sums = self._unbiased_clip(x, time)
+        # The first valid frames meet the memory.
+        began = lax.dynamic_slice_in_dim(sums, chunk.blank, memory.shape[1], axis=1)
+        sums = lax.dynamic_update_slice_in_dim(sums, began + memory, chunk.blank, axis=1)
         after["sums"] = rolled(sums, memory.shape[1], self._counter.of(after))
         y = channels_second(self._biased(sums[:, : chunk.steps]))
         return chunk.leaves(y, chunk.emitted(count, timing), timing), after
