@@ -3,7 +3,7 @@
     python -m benchmarks.zoo [--json FILE] [NAME ...]
 
 Nothing is run or compiled: parameters, timings and multiply-accumulates (MACs) follow from the
-networks. A step is one of batch 1, on the mean; in brackets, one with an output, where not all have
+networks. A step is one of batch 1, on average; in brackets, one with an output, where not all have
 one. The clip is what the regular network, without a memory, computes for one prediction.
 """
 
@@ -123,7 +123,7 @@ class Cost:
     Attributes:
       parameters, trained: its parameters, and those of them that are trained.
       timing: its timing.
-      step: the MACs of a step, on the mean.
+      step: the MACs of a step, on average.
       answering: the MACs of a step with an output.
       clip: the MACs of the clip.
     """

@@ -11,8 +11,9 @@ and for any clip ``forward_stream(clip) == forward(clip)``. Clips are ``(B, C, T
 channel, time and up to two spatial axes; a step is ``(B, C, *S)``.
 
 A layer declares its fields and says five things: ``timing`` (when it answers), ``output_spec`` (the
-shape of a step's answer), ``clip`` (a clip at once), ``fresh_state`` and ``step`` (one step). The
-public methods check what they are given, once, and call these.
+shape of a step's answer), ``clip`` (a clip at once), ``fresh_state`` and ``step`` (one step); and, if
+it knows a better way than one step after another, ``chunk``. The public methods check what they are
+given, once, and call these.
 """
 
 import dataclasses

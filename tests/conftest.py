@@ -1,4 +1,4 @@
-"""Every test runs on the CPU, with as many threads as a worker's share of it."""
+"""Every test runs on the CPU, unless JAX_PLATFORMS says otherwise."""
 
 import importlib.metadata
 import os

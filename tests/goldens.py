@@ -1,8 +1,8 @@
 """Goldens of the model zoo: weights, a clip, and what the PyTorch reference answers to it.
 
 Small ones lie in ``tests/golden``. Those of full-size networks are looked for in ``zoo/golden``
-within the folder that the environment variable COJAX_SHARED names, or ``shared`` beside the
-repository; where there are none, ``load`` skips the test.
+within the folder that the environment variable COJAX_SHARED names (by default ``shared``, beside
+the repository); where there are none, ``load`` skips the test.
 """
 
 import json

@@ -112,7 +112,7 @@ def test_a_stream_goes_on_where_a_clip_ended():
     variables = variables_of(net)
     _, hx = net.apply(variables, x[:, :, :5], return_hidden=True)
     stream = co.Stream(net, variables, x[:, :, 0])
-    stream.restore(net.initial_state(*hx), step=5)
+    stream.restore(net.initial_state(*hx), steps_taken=5)
     y = stream.steps(x[:, :, 5:])
     np.testing.assert_allclose(y, net.apply(variables, x)[:, :, 5:], **TOLERANCE)
 

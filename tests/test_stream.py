@@ -60,7 +60,7 @@ def test_chunks_and_steps_mix(net, variables, stream):
     np.testing.assert_allclose(
         np.concatenate(joined, axis=2), net.apply(variables, X), rtol=1e-5, atol=1e-6
     )
-    assert stream.step == 20
+    assert stream.steps_taken == 20
 
 
 def test_a_chunk_that_emits_nothing_is_none(stream):
@@ -79,6 +79,11 @@ def test_a_reset_stream_is_a_fresh_one(stream):
     stream.reset()
     again = [stream(X[:, :, t]) for t in range(9)]
     assert_same_bits(first, again, "after a reset")
+
+
+def test_a_stream_has_taken_no_fewer_than_no_steps(stream):
+    with pytest.raises(co.InputError, match="0 steps or more, got steps_taken=-1"):
+        stream.restore(stream.state, -1)
 
 
 def test_nothing_recompiles_after_a_reset_or_a_restore(stream):
@@ -126,7 +131,7 @@ def test_a_resumed_stream_goes_on_bit_for_bit(net, variables, stream, tmp_path):
     stream.save(path)
     expected = [stream(X[:, :, t]) for t in range(11, 20)]
     resumed = co.Stream.resume(path, build(), variables)
-    assert resumed.step == 11
+    assert resumed.steps_taken == 11
     assert_same_bits([resumed(X[:, :, t]) for t in range(11, 20)], expected, "after a resume")
     assert os.listdir(tmp_path) == ["watch.state"]
 
@@ -164,7 +169,7 @@ def test_an_interrupted_save_leaves_the_one_before(net, variables, stream, tmp_p
     monkeypatch.setattr(os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         stream.save(path)
-    assert co.Stream.resume(path, net, variables).step == 1
+    assert co.Stream.resume(path, net, variables).steps_taken == 1
     assert os.listdir(tmp_path) == ["watch.state"]
 
 
@@ -248,7 +253,7 @@ def test_wrong_steps_are_refused_and_nothing_is_lost(stream):
     with pytest.raises(co.InputError, match="takes steps of"):
         stream.steps(np.zeros((1, 3, 4), np.float32))
     assert first is None
-    assert stream.step == 1
+    assert stream.steps_taken == 1
     with pytest.raises(co.InputError, match="the state does not fit"):
         stream.restore({}, 0)
 

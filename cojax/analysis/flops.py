@@ -24,7 +24,7 @@ class LayerFlops:
       kind: the name of its type.
       each: the MACs of one output: of a frame, or in ``forward`` of all it makes of the clip. None
         if the type is unknown; see :func:`cojax.analysis.register_macs`.
-      times: how many such outputs it makes: in ``forward_step`` for an input step, on the mean
+      times: how many such outputs it makes: in ``forward_step`` for an input step, on average
         (1/2 behind a stride of 2), else in all.
     """
 
@@ -47,7 +47,7 @@ class Flops:
       mode: the mode of the network.
       layers: the modules that run, each before those within it.
       inputs: the input steps that the figures are of: 1 in ``forward_step``.
-      outputs: the outputs for these, on the mean.
+      outputs: the outputs for these, on average.
       cycle: in ``forward_step``, the MACs of one step after another until they repeat, from a step
         with an output on. Without strides a single number; in the other modes none.
     """
@@ -60,22 +60,22 @@ class Flops:
 
     @property
     def macs(self) -> Macs:
-        """The MACs of all layers, by kind: in ``forward_step`` for a step, on the mean."""
+        """The MACs of all layers, by kind: in ``forward_step`` for a step, on average."""
         return sum((layer.macs for layer in self.layers), Macs())
 
     @property
     def total(self) -> Fraction:
-        """The MACs of all layers: in ``forward_step`` for a step, on the mean."""
+        """The MACs of all layers: in ``forward_step`` for a step, on average."""
         return Fraction(self.macs.total)
 
     @property
     def per_input(self) -> Fraction:
-        """The MACs for an input step, on the mean."""
+        """The MACs for an input step, on average."""
         return self.total / self.inputs
 
     @property
     def per_output(self) -> Fraction | None:
-        """The MACs for an output, on the mean. None if there are no outputs."""
+        """The MACs for an output, on average. None if there are no outputs."""
         return self.total / self.outputs if self.outputs else None
 
     @property
@@ -126,7 +126,7 @@ def flops(net: CoModule, x: Any, mode: str = "forward_step") -> Flops:
       net: the network.
       x: a step in ``forward_step``, else a clip: an array, a ``jax.ShapeDtypeStruct``, or a shape
         (tuples of arrays or specs for several streams).
-      mode: "forward_step": one step, in the steady state, on the mean. "forward": the whole clip.
+      mode: "forward_step": one step, in the steady state, on average. "forward": the whole clip.
         "forward_steps": the clip as a fresh stream, of which layers that are still warming up make
         no outputs. "forward_stream": the same, flushed.
 

@@ -27,7 +27,7 @@ class SummaryRow:
       output: the spec of a step's output. None for a module that does not run: the branch that a
         static :class:`cojax.Conditional` leaves.
       parameters: the number of its parameters.
-      macs: its multiply-accumulates for an input step of the network, on the mean.
+      macs: its multiply-accumulates for an input step of the network, on average.
       not_counted: whether there are more, of a type that is unknown.
       state_bytes: the size of its state.
       timing: when its outputs leave and what they see, from the network's input on.
@@ -72,7 +72,7 @@ class Summary:
 
     @property
     def macs(self) -> Macs:
-        """The multiply-accumulates for an input step, on the mean."""
+        """The multiply-accumulates for an input step, on average."""
         return sum((row.macs for row in self.rows), Macs())
 
     @property
@@ -116,7 +116,7 @@ class Summary:
         ]
         if net.timing.stride > 1:
             each = number(self.macs.total * net.timing.stride)
-            lines += [f"MACs are for an input step, on the mean; an output costs {each}"]
+            lines += [f"MACs are for an input step, on average; an output costs {each}"]
         if self.not_counted:
             lines += [f"MACs not counted: {listed(self.not_counted)}"]
         return "\n".join(lines)

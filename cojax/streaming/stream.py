@@ -33,7 +33,8 @@ class Stream:
 
     The step is compiled once and updates its state in place. In a network with a temporal stride it
     skips what no output needs (``skip`` of :meth:`CoModule.forward_step`). Calls return as soon as
-    the step is dispatched, like any JAX computation.
+    the step is dispatched, like any JAX computation, where it is known beforehand which steps are
+    answered: behind a ``Conditional`` that freezes branches they wait for the answer.
 
     Example::
 
@@ -43,13 +44,13 @@ class Stream:
         stream = co.Stream(net, variables, (1, 6))
         for sample in np.zeros((5, 1, 6), "float32"):
             y = stream(sample)  # (1, 4), or None while nothing is emitted
-        assert stream.step == 5 and y.shape == (1, 4)
+        assert stream.steps_taken == 5 and y.shape == (1, 4)
 
     Attributes:
       net: the network.
       variables: its variables.
       spec: the shape and dtype of a step.
-      step: the number of steps taken so far.
+      steps_taken: the number of steps taken so far.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Stream:
           InputError: if such a step does not fit the network.
         """
         self.net = net
-        self.variables = variables
+        self._variables = variables
         self.spec = step_spec(x_t, dtype)
         fresh = net.init_state(self.spec)
         self._timing = net.timing
@@ -82,7 +83,7 @@ class Stream:
         self._compiled_steps = jax.jit(
             self._apply_steps, donate_argnums=0, static_argnames="pad_end"
         )
-        self.step = 0
+        self.steps_taken = 0
         self._state = self._owned(fresh)
 
     def __call__(self, x_t: Any) -> Any:
@@ -99,8 +100,8 @@ class Stream:
         """
         self._check(x_t)
         frames, self._state = self._compiled_step(self._state, self._passed, x_t)
-        self.step += 1
-        emitted = self._timing.emits(self.step - 1)
+        self.steps_taken += 1
+        emitted = self._timing.emits(self.steps_taken - 1)
         if not self._clocked:
             emitted = all(bool(frame.valid) for frame in flat_streams(frames))
         return map_streams(_value, frames) if emitted else None
@@ -125,7 +126,7 @@ class Stream:
         self._check(map_streams(_step_of, xs))
         steps = length_of(xs)
         frames, self._state = self._compiled_steps(self._state, self._passed, xs, pad_end)
-        start, self.step = self.step, self.step + steps
+        start, self.steps_taken = self.steps_taken, self.steps_taken + steps
         if not self._clocked:
             dense = map_streams(Frame.dense, frames)
             return None if any(y is None for y in flat_streams(dense)) else dense
@@ -141,26 +142,33 @@ class Stream:
     def reset(self) -> None:
         """Forgets everything: the next step is the first."""
         self._state = self._owned(self.net.init_state(self.spec))
-        self.step = 0
+        self.steps_taken = 0
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """The variables that the stream was made with; they may be compiled in."""
+        return self._variables
 
     @property
     def state(self) -> State:
         """A snapshot of the network's state, which the stream does not touch any more."""
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self._state)
 
-    def restore(self, state: State, step: int) -> None:
+    def restore(self, state: State, steps_taken: int) -> None:
         """Goes on from a snapshot.
 
         Args:
           state: the network's state.
-          step: the number of steps taken before it.
+          steps_taken: how many steps led to it, ``stream.steps_taken`` of then.
 
         Raises:
-          InputError: if the state is not one of this network on such steps.
+          InputError: if the state is not one of this network on such steps, or the number negative.
         """
+        if steps_taken < 0:
+            raise InputError(f"a stream has taken 0 steps or more, got {steps_taken=}")
         self.net._check(state, self.spec)
         self._state = self._owned(state)
-        self.step = step
+        self.steps_taken = steps_taken
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the stream's state and place to a file, whole or not at all.
@@ -171,7 +179,7 @@ class Stream:
         Args:
           path: the file; an existing one is replaced.
         """
-        StateFile.of(self.net, self.variables, self.spec, self.step, self._state).write(path)
+        StateFile.of(self.net, self.variables, self.spec, self.steps_taken, self._state).write(path)
 
     @classmethod
     def resume(

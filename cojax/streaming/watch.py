@@ -130,7 +130,7 @@ def watch(
                 tell(Prediction(float(seconds), np.asarray(y[0])))
                 predictions += 1
             shown = seconds
-            progress.show(seconds, stream.step / (time.perf_counter() - start))
+            progress.show(seconds, stream.steps_taken / (time.perf_counter() - start))
     except BrokenVideoError as error:
         complaint = str(error)
     except KeyboardInterrupt:
@@ -223,10 +223,10 @@ def _conclude(
     predictions: int,
     notes: TextIO,
 ) -> None:
-    if stream.step:
+    if stream.steps_taken:
         print(
-            f"{stream.step} frames in {elapsed:.1f} s: {stream.step / elapsed:.1f} a second, "
-            f"{stream.step / elapsed / float(fps):.2f} times as fast as they come; "
+            f"{stream.steps_taken} frames in {elapsed:.1f} s: {stream.steps_taken / elapsed:.1f} a second, "
+            f"{stream.steps_taken / elapsed / float(fps):.2f} times as fast as they come; "
             f"{predictions} predictions",
             file=notes,
         )
