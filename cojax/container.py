@@ -3,10 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 from flax.core import FrozenDict
 
+from cojax.errors import located
 from cojax.frames import State
-from cojax.module import CoModule
+from cojax.module import CoModule, advance
 
 
 class Container(CoModule):
@@ -25,6 +27,32 @@ class Container(CoModule):
 
     def children(self) -> Mapping[str, CoModule]:
         return {name: self.layers[name] for name in self.order}
+
+    # One module within, by its name; an InputError says where it was raised.
+
+    @nn.nowrap
+    def child_spec(self, name: str, x: Any) -> Any:
+        """The spec of its output, for an input of spec ``x``."""
+        with located(key(name)):
+            return self.layers[name].output_spec(x)
+
+    @nn.nowrap
+    def child_state(self, name: str, x: Any) -> State:
+        """Its state before the first step of spec ``x``."""
+        with located(key(name)):
+            return self.layers[name].fresh_state(x)
+
+    @nn.nowrap
+    def child_clip(self, name: str, x: Any, train: bool) -> Any:
+        """Its output for a clip."""
+        with located(key(name)):
+            return self.layers[name].clip(x, train=train)
+
+    @nn.nowrap
+    def child_step(self, name: str, state: State, flow: Any, train: bool) -> tuple[Any, State]:
+        """Its step or chunk, by what flows, from its part of the container's state."""
+        with located(key(name)):
+            return advance(self.layers[name], state.get(key(name), {}), flow, train)
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
         # Its step advances those within by what flows, be it a step or a chunk.

@@ -10,10 +10,10 @@ A :class:`CoModule` computes the same function in several modes::
 and for any clip ``forward_stream(clip) == forward(clip)``. Clips are ``(B, C, T, *S)``: batch,
 channel, time and up to two spatial axes; a step is ``(B, C, *S)``.
 
-A layer declares its fields and says five things: ``timing`` (when it answers), ``output_spec`` (the
-shape of a step's answer), ``clip`` (a clip at once), ``fresh_state`` and ``step`` (one step); and, if
-it knows a better way than one step after another, ``chunk``. The public methods check what they are
-given, once, and call these.
+A layer declares its fields and says five things: ``timing`` (when it emits), ``output_spec`` (the
+shape of a step's output), ``clip`` (a clip at once), ``fresh_state`` and ``step`` (one step); and,
+if it knows a better way than step by step, ``chunk``. The public methods check what they are given,
+once, and call these.
 """
 
 import dataclasses
@@ -23,19 +23,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax.core.scope import is_filter_empty
 from flax.linen.kw_only_dataclasses import field
-from jax import Array, lax
+from jax import Array
 
 from cojax.buffers import counted_together
 from cojax.call_mode import current, require_mode
-from cojax.chunks import Chunk, Emitted, is_chunk
+from cojax.checks import misfits, require_state, require_static
+from cojax.chunks import Chunk, is_chunk
 from cojax.errors import InputError
 from cojax.frames import (
     Frame,
     Signal,
-    Spec,
     State,
     flat_streams,
     length_of,
@@ -44,7 +43,18 @@ from cojax.frames import (
     step_spec,
     without_time,
 )
-from cojax.layout import as_clip, as_step, channels_last, channels_second
+from cojax.layout import as_clip, as_step, channels_second
+from cojax.scanning import (
+    arriving,
+    arriving_in_scan,
+    by_steps,
+    condensed,
+    departing,
+    departing_in_scan,
+    one_behind_another,
+    put_together,
+    spread,
+)
 from cojax.timing import Timing
 
 # What Flax calls the collection of values that a module sows.
@@ -160,14 +170,14 @@ class CoModule(nn.Module):
         What has no better way scans its step.
         """
         valid = map_streams(lambda each: each.valid, chunk)
-        values = map_streams(lambda each: _by_steps(each.value), chunk)
+        values = map_streams(lambda each: by_steps(each.value), chunk)
 
         def signals_of(xs: Any) -> Any:
             return map_streams(lambda x, ok: Signal(channels_second(x), ok, chunked=True), *xs)
 
         frames, state = self._scan(state, (values, valid), signals_of, train=False)
         arrived = flat_streams(chunk)[0]
-        return map_streams(lambda frame: _condensed(frame, arrived, self.timing), frames), state
+        return map_streams(lambda frame: condensed(frame, arrived, self.timing), frames), state
 
     @property
     def regular(self) -> bool:
@@ -214,7 +224,7 @@ class CoModule(nn.Module):
         Raises:
           InputError: if the clip does not fit the network or is too short for it.
         """
-        _require_static(train=train)
+        require_static(train=train)
         if any(isinstance(clip, Frame) for clip in flat_streams(x)):
             raise InputError("forward takes clips; Frames are for forward_step and forward_steps")
         x = map_streams(jnp.asarray, x)
@@ -242,13 +252,13 @@ class CoModule(nn.Module):
         Raises:
           InputError: if the step does not fit the network, or the state does not fit the step.
         """
-        _require_state(state)
-        _require_static(train=train, skip=skip)
+        require_state(state)
+        require_static(train=train, skip=skip)
         # A branch that is not taken could create no variable, nor draw a random number.
-        signals = _arriving(x_t, skip=bool(skip) and not train and self._changes_nothing)
+        signals = arriving(x_t, skip=bool(skip) and not train and self._changes_nothing)
         self._check(state, map_streams(spec_of, signals))
         signals, state = self.step(counted_together(state), signals, train=train)
-        return map_streams(_departing, signals), state
+        return map_streams(departing, signals), state
 
     @final
     def forward_steps(
@@ -279,8 +289,8 @@ class CoModule(nn.Module):
         Raises:
           InputError: as :meth:`forward_step`.
         """
-        _require_state(state)
-        _require_static(pad_end=pad_end, train=train, at_once=at_once)
+        require_state(state)
+        require_static(pad_end=pad_end, train=train, at_once=at_once)
         specs = map_streams(lambda x: without_time(spec_of(x)), xs)
         steps = length_of(xs)
         self._check(state, specs)
@@ -291,10 +301,10 @@ class CoModule(nn.Module):
         if at_once and steps and whole and self.regular and not train:
             chunks = map_streams(lambda x: Chunk(jnp.asarray(x), last=steps - 1), xs)
             chunks, state = self.chunk(state, chunks)
-            frames = map_streams(lambda each: _spread(each, steps), chunks)
+            frames = map_streams(lambda each: spread(each, steps), chunks)
         else:
-            xs = map_streams(_by_steps, xs)
-            frames, state = self._scan(state, xs, _arriving_scanned, train)
+            xs = map_streams(by_steps, xs)
+            frames, state = self._scan(state, xs, arriving_in_scan, train)
         end = self.timing.end
         if pad_end and end > 0:
             blank = map_streams(lambda spec: jnp.zeros(spec.shape, spec.dtype), specs)
@@ -304,8 +314,8 @@ class CoModule(nn.Module):
 
             numbers = jnp.arange(1, end + 1, dtype=jnp.int32)
             flushed, _ = self._scan(state, numbers, past_the_end, train)
-            frames = map_streams(_join, frames, flushed)
-        return map_streams(_time_third, frames), state
+            frames = map_streams(one_behind_another, frames, flushed)
+        return frames, state
 
     @final
     def forward_stream(self, x: Any, train: bool = False) -> Any:
@@ -322,9 +332,8 @@ class CoModule(nn.Module):
           InputError: as :meth:`forward`.
         """
         steps = length_of(x)
+        self.require_length(steps)
         outputs = self.timing.outputs(steps)
-        if not outputs:
-            raise InputError(self._too_short(steps))
         state = self.init_state(map_streams(lambda clip: without_time(spec_of(clip)), x))
         frames, _ = self.forward_steps(state, x, pad_end=True, train=train)
         return map_streams(
@@ -386,28 +395,19 @@ class CoModule(nn.Module):
         return self.scope is None or is_filter_empty(self.scope.mutable)
 
     @nn.nowrap
-    def _too_short(self, steps: int) -> str:
+    def require_length(self, steps: int) -> None:
+        """Raises an InputError if a clip of so many steps is too short for an output."""
         timing = self.timing
-        return (
-            f"a clip of {steps} steps is too short for {type(self).__name__}: its first output "
-            f"needs {timing.delay + 1 - timing.end} (receptive field {timing.receptive_field}, "
-            f"padding {timing.padding})"
-        )
+        if timing.n_out(steps) < 1:
+            raise InputError(
+                f"a clip of {steps} steps is too short for {type(self).__name__}: its first output "
+                f"needs {timing.delay + 1 - timing.end} (receptive field {timing.receptive_field}, "
+                f"padding {timing.padding})"
+            )
 
     @nn.nowrap
     def _check(self, state: State, spec: Any) -> None:
-        expected = _leaves(jax.eval_shape(lambda: self.init_state(spec)))
-        given = _leaves(state)
-        missing, unexpected = expected.keys() - given.keys(), given.keys() - expected.keys()
-        wrong = [
-            *(f"{path}: missing, expected {expected[path]}" for path in sorted(missing)),
-            *(f"{path}: unexpected, {given[path]}" for path in sorted(unexpected)),
-            *(
-                f"{path}: {given[path]}, expected {leaf}"
-                for path, leaf in expected.items()
-                if path in given and given[path] != leaf
-            ),
-        ]
+        wrong = misfits(jax.eval_shape(lambda: self.init_state(spec)), state)
         if wrong:
             steps = ", ".join(f"{x.dtype.name}{list(x.shape)}" for x in flat_streams(spec))
             raise InputError(
@@ -422,7 +422,7 @@ class CoModule(nn.Module):
     ) -> tuple[Any, State]:
         def body(module: CoModule, state: State, x: Any) -> tuple[State, Any]:
             signals, state = module.step(counted_together(state), signals_of(x), train=train)
-            return state, map_streams(_scanned, signals)
+            return state, map_streams(departing_in_scan, signals)
 
         # A collection that is not mutable can be neither carried nor stacked.
         changed = [each for each in ("batch_stats", _SOWN) if self.is_mutable_collection(each)]
@@ -434,7 +434,7 @@ class CoModule(nn.Module):
             split_rngs={"params": False, nn.DenyList("params"): True},
         )
         state, frames = scan(self, state, xs)
-        return map_streams(_channels_third, frames), state
+        return map_streams(put_together, frames), state
 
 
 class TimeLocal(CoModule):
@@ -475,140 +475,3 @@ def uses(net: CoModule) -> dict[int, list[tuple[str, ...]]]:
 def declared(net: CoModule) -> Any:
     """The specs of a network's variables, of which none is made."""
     return jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
-
-
-def require_floating(x: Spec, module: CoModule) -> None:
-    """Raises an InputError unless the dtype is a floating one."""
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise InputError(
-            f"{type(module).__name__} computes in the dtype of its input, which must be a floating "
-            f"one, got {x.dtype}; cast the frames, e.g. x.astype('float32')"
-        )
-
-
-def require_step(x: Any, module: CoModule, space: int, channels: int | None = None) -> None:
-    """Raises an InputError unless ``x`` is a floating step with these axes."""
-    axes = ", ".join(["batch", "channel", "height", "width"][: 2 + space])
-    if space == 1:
-        axes = "batch, channel, space"
-    if isinstance(x, tuple):
-        raise InputError(
-            f"{type(module).__name__} takes one stream, got {len(x)}; Reduce them first"
-        )
-    if len(x.shape) != 2 + space:
-        clip_axes = axes.replace("channel", "channel, time")
-        raise InputError(
-            f"{type(module).__name__} expects steps ({axes}) and clips ({clip_axes}), "
-            f"got a step of shape {x.shape}"
-        )
-    if channels is not None and x.shape[1] != channels:
-        raise InputError(
-            f"{type(module).__name__} expects {channels} channels, got {x.shape[1]} "
-            f"in a step of shape {x.shape}"
-        )
-    require_floating(x, module)
-
-
-def _require_state(state: Any) -> None:
-    if not isinstance(state, Mapping):
-        raise InputError(
-            f"a step is given the state, a dict from init_state, and then the frame; got "
-            f"{type(state).__name__} for a state"
-        )
-
-
-def _require_static(**flags: Any) -> None:
-    for name, flag in flags.items():
-        if not isinstance(flag, bool | np.bool_):
-            raise InputError(f"{name} must be a bool, known while tracing, got {flag!r}")
-
-
-def _arriving(x: Any, chunked: bool = False, skip: bool = False) -> Any:
-    if isinstance(x, Frame):
-        return Signal(jnp.asarray(x.value), _validity(x, ()), chunked=chunked, skip=skip)
-    if isinstance(x, tuple | list):
-        return tuple(_arriving(stream, chunked, skip) for stream in x)
-    return Signal(jnp.asarray(x), chunked=chunked, skip=skip)
-
-
-def _arriving_scanned(x: Any) -> Any:
-    signals = _arriving(x, chunked=True)
-    return map_streams(lambda each: each.becomes(channels_second(each.value)), signals)
-
-
-def _departing(signal: Signal) -> Frame:
-    return Frame(signal.value, jnp.asarray(signal.real, bool))
-
-
-def _scanned(signal: Signal) -> Frame:
-    return _departing(signal.becomes(channels_last(signal.value)))
-
-
-def _by_steps(x: Any) -> Any:
-    """What a scan takes apart: ``(B, C, T, *S)`` as ``(T, B, *S, C)``.
-
-    XLA computes what a scan hands back in the order in which that lies in memory. With the channels
-    last that is the order in which layers compute (54 channels, 3x3x3, depthwise, of 112x112 to
-    56x56: 0.7 ms a step otherwise, and 0.15 so).
-    """
-    if isinstance(x, Frame):
-        value = _by_steps(x.value)
-        return Frame(value, _validity(x, value.shape[:1]))
-    return jnp.moveaxis(jnp.asarray(x), (2, 1), (0, -1))
-
-
-def _channels_third(frame: Frame) -> Frame:
-    """``(T, B, *S, C)`` as ``(T, B, C, *S)``."""
-    return Frame(jnp.moveaxis(frame.value, -1, 2), frame.valid)
-
-
-def _validity(frame: Frame, shape: tuple[int, ...]) -> Array:
-    valid = jnp.asarray(frame.valid)
-    if valid.shape != shape or valid.dtype != jnp.bool_:
-        raise InputError(
-            f"valid must be a bool of shape {shape} beside a value of shape "
-            f"{jnp.shape(frame.value)}, got {valid.dtype} {valid.shape}"
-        )
-    return valid
-
-
-def _time_third(frame: Frame) -> Frame:
-    return Frame(jnp.moveaxis(frame.value, 0, 2), frame.valid)
-
-
-def _spread(chunk: Chunk, steps: int) -> Frame:
-    """A chunk with a place for every one of so many steps, time first."""
-    value = jnp.moveaxis(chunk.value, 2, 0)
-    if chunk.stride == 1:
-        return Frame(value, chunk.valid)
-    back = chunk.last - jnp.arange(steps)
-    number = chunk.steps - 1 - back // chunk.stride
-    valid = (back >= 0) & (back % chunk.stride == 0) & (number >= chunk.blank)
-    return Frame(jnp.take(value, jnp.where(valid, number, 0), axis=0), valid)
-
-
-def _condensed(frame: Frame, arrived: Chunk, timing: Timing) -> Chunk:
-    """The frames, time first, that steps over a chunk gave: no more than the timing emits."""
-    steps, answers = -(-arrived.steps // timing.stride), jnp.sum(frame.valid, dtype=jnp.int32)
-    last = arrived.steps - 1 - lax.argmax(frame.valid[::-1], 0, jnp.int32)
-    emitted = Emitted(steps, last, steps - answers)
-    value = jnp.take(frame.value, jnp.maximum(emitted.frames(timing.stride), 0), axis=0)
-    return arrived.leaves(jnp.moveaxis(value, 0, 2), emitted, timing)
-
-
-def _join(first: Frame, second: Frame) -> Frame:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
-
-
-def _leaves(state: State) -> dict[str, str]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _described(leaf)
-        for path, leaf in paths
-    }
-
-
-def _described(leaf: Any) -> str:
-    if not hasattr(leaf, "dtype"):
-        return f"a Python {type(leaf).__name__}"
-    return f"{leaf.dtype.name}{list(leaf.shape)}"

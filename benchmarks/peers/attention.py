@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import cojax as co
 from benchmarks.peers.building import NoPeer, Options, in_continual, in_torch, only
-from cojax.layers.attention import _MultiheadAttention
+from cojax.layers.multihead import MultiheadAttention
 
 _ON_STREAMS = (co.SingleOutputMultiheadAttention, co.RetroactiveMultiheadAttention)
 
@@ -70,7 +70,7 @@ def _attention_arguments(net: Any) -> dict[str, Any]:
     return {name: getattr(net, name) for name in names} | {"batch_first": True}
 
 
-@only(in_torch, _MultiheadAttention)
+@only(in_torch, MultiheadAttention)
 def _(net: Any, options: Options) -> nn.Module:
     return _said(_Attention(**_attention_arguments(net)), net, options)
 

@@ -39,7 +39,6 @@ from cojax.layers.arguments import one_of
 from cojax.layers.attention import (
     RetroactiveMultiheadAttention,
     WindowMultiheadAttention,
-    _MultiheadAttention,
     _StreamAttention,
 )
 from cojax.layers.closure import Identity, Lambda, _WithConstant
@@ -47,6 +46,7 @@ from cojax.layers.conv import _Conv
 from cojax.layers.delay import Window, _Held
 from cojax.layers.dropout import Dropout
 from cojax.layers.linear import Linear
+from cojax.layers.multihead import MultiheadAttention
 from cojax.layers.norm import _InputNorm, _RunningNorm
 from cojax.layers.pooling import _TemporalPool
 from cojax.layers.positional import RecyclingPositionalEncoding
@@ -196,7 +196,7 @@ def _(layer: WindowMultiheadAttention, x: Any, y: Spec) -> Macs:
 
 
 def _attending(
-    layer: _MultiheadAttention, batch: int, asked: int, kept: int, answered: int, among: int
+    layer: MultiheadAttention, batch: int, asked: int, kept: int, answered: int, among: int
 ) -> Macs:
     """What attention costs that projects so many queries, and so many keys and values."""
     query, key, value = layer._dims

@@ -10,15 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from cojax.buffers import DelayLine
 from cojax.chunks import Chunk, is_chunk
 from cojax.combinators.parallel import _Branches
 from cojax.container import keep, key, named
-from cojax.errors import InputError, located
+from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, select, spec_of, without_time
 from cojax.layers.arguments import one_of
 from cojax.layers.closure import Identity
-from cojax.module import CoModule, advance
+from cojax.module import CoModule
 
 Predicate = Callable[[CoModule, Any, bool], Any]
 
@@ -112,15 +111,8 @@ class Conditional(_Branches):
     def regular(self) -> bool:
         return self.advance == "always" and super().regular
 
-    @property
-    def _line(self) -> DelayLine:
-        return DelayLine.of(max(self.shifts().values()))
-
     def output_spec(self, x: Any) -> Any:
-        specs = []
-        for name, child in self.children().items():
-            with located(key(name)):
-                specs.append(child.output_spec(x))
+        specs = [self.child_spec(name, x) for name in self.order]
         if specs[0] != specs[1]:
             raise InputError(f"the branches answer a step differently: {specs[0]} and {specs[1]}")
         return specs[0]
@@ -156,23 +148,15 @@ class Conditional(_Branches):
         if len(set(lengths.values())) > 1:
             raise InputError(f"for {x.shape[2]} steps the branches give clips of {lengths} steps")
         if self._decision_spec(without_time(spec_of(x))) is None:
-            return self._branch_clip("0" if self._decide(x, train) else "1", x, train)
-        outputs = [self._branch_clip(name, x, train) for name in self.order]
+            return self.child_clip("0" if self._decide(x, train) else "1", x, train)
+        outputs = [self.child_clip(name, x, train) for name in self.order]
         choices = jax.vmap(lambda x: jnp.asarray(self._decide(x, train)), in_axes=2)(x)
         leaving = jnp.minimum(jnp.array(self.timing.outputs(x.shape[2])), x.shape[2] - 1)
         choices = choices[leaving].reshape(len(leaving), -1).T
         return jnp.where(choices.reshape(-1, 1, len(leaving), *(1,) * (x.ndim - 3)), *outputs)
 
-    @nn.nowrap
-    def _branch_clip(self, name: str, x: Any, train: bool) -> Any:
-        with located(key(name)):
-            return self.layers[name].clip(x, train=train)
-
     def fresh_state(self, x: Any) -> State:
-        states = {}
-        for name, child in self.children().items():
-            with located(key(name)):
-                states[name] = child.fresh_state(x)
+        states = {name: self.child_state(name, x) for name in self.order}
         state = keep(states, self._line.fresh(x))
         decision = self._decision_spec(x)
         if decision is not None:
@@ -210,8 +194,7 @@ class Conditional(_Branches):
     def _branch_step(
         self, name: str, states: State, held: Mapping[str, Any], train: bool
     ) -> tuple[Any, State]:
-        with located(key(name)):
-            return advance(self.layers[name], states[name], held[name], train)
+        return self.child_step(name, keep(states), held[name], train)
 
     @nn.nowrap
     def _step_both(

@@ -16,11 +16,12 @@ from jax import Array
 
 from cojax.buffers import DelayLine
 from cojax.chunks import Chunk, is_chunk, met
-from cojax.container import Container, keep, key, named
-from cojax.errors import InputError, located
+from cojax.container import Container, keep, named
+from cojax.errors import InputError
 from cojax.frames import Signal, State, flat_streams, map_streams, with_time, without_time
+from cojax.layers.arguments import require_positive
 from cojax.layout import as_clip, as_step, channels_last, channels_second
-from cojax.module import CoModule, TimeLocal, advance
+from cojax.module import CoModule, TimeLocal
 from cojax.timing import Timing, in_parallel
 
 Reduction = str | Callable[[Sequence[Array]], Array]
@@ -33,7 +34,28 @@ _REDUCTIONS: dict[str, Callable[[Sequence[Array]], Array]] = {
 }
 
 
-class Broadcast(CoModule):
+class _Routing(CoModule):
+    """Hands streams on as they are: specs, clips, signals and chunks."""
+
+    @nn.nowrap
+    def routed(self, streams: Any) -> Any:
+        """The streams that leave."""
+        raise NotImplementedError
+
+    def output_spec(self, x: Any) -> Any:
+        return self.routed(x)
+
+    def clip(self, x: Any, train: bool = False) -> Any:
+        return self.routed(x)
+
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        return self.routed(signal), state
+
+    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
+        return self.routed(chunk), state
+
+
+class Broadcast(_Routing):
     """Copies one stream to several.
 
     Source: ``continual.Broadcast``.
@@ -57,33 +79,21 @@ class Broadcast(CoModule):
     num_streams: int | None = None
 
     def __post_init__(self) -> None:
-        if self.num_streams is not None and self.num_streams < 1:
-            raise ValueError(f"{self.num_streams=} must be positive")
+        if self.num_streams is not None:
+            require_positive(num_streams=self.num_streams)
         super().__post_init__()
 
     @nn.nowrap
-    def _copies(self, x: Any) -> tuple[Any, ...]:
+    def routed(self, streams: Any) -> Any:
         if self.num_streams is None:
             raise InputError(
                 "Broadcast does not know its number of streams; give num_streams, or put a "
                 "Parallel right behind it in a Sequential"
             )
-        return (x,) * self.num_streams
-
-    def output_spec(self, x: Any) -> Any:
-        return self._copies(x)
-
-    def clip(self, x: Any, train: bool = False) -> Any:
-        return self._copies(x)
-
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        return self._copies(signal), state
-
-    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        return self._copies(chunk), state
+        return (streams,) * self.num_streams
 
 
-class ParallelDispatch(CoModule):
+class ParallelDispatch(_Routing):
     """Reorders, copies and groups streams.
 
     ``ParallelDispatch([1, 0])`` swaps two streams, ``[0, 0, 1]`` copies the first, and
@@ -115,24 +125,12 @@ class ParallelDispatch(CoModule):
         super().__post_init__()
 
     @nn.nowrap
-    def _dispatched(self, streams: Any) -> Any:
+    def routed(self, streams: Any) -> Any:
         wanted = max(flat_streams(self.dispatch_mapping))
         if not isinstance(streams, tuple) or wanted >= len(streams):
             given = f"{len(streams)} streams" if isinstance(streams, tuple) else "a single stream"
             raise InputError(f"ParallelDispatch refers to stream {wanted}, but was given {given}")
         return map_streams(lambda number: streams[number], self.dispatch_mapping)
-
-    def output_spec(self, x: Any) -> Any:
-        return self._dispatched(x)
-
-    def clip(self, x: Any, train: bool = False) -> Any:
-        return self._dispatched(x)
-
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        return self._dispatched(signal), state
-
-    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        return self._dispatched(chunk), state
 
 
 def _checked_mapping(mapping: Any) -> Any:
@@ -261,6 +259,11 @@ class _Branches(Container):
         delays = {name: child.timing.delay for name, child in self.children().items()}
         return {name: max(delays.values()) - delay for name, delay in delays.items()}
 
+    @property
+    def _line(self) -> DelayLine:
+        """What holds one stream back for all branches."""
+        return DelayLine.of(max(self.shifts().values()))
+
 
 class Parallel(_Branches):
     """Runs modules side by side, each on a stream of its own.
@@ -301,37 +304,26 @@ class Parallel(_Branches):
         self._construct(**named(modules, layers, order), auto_delay=auto_delay, **linen)
 
     @nn.nowrap
-    def _each(self, streams: Any) -> list[tuple[str, CoModule, Any]]:
-        children = self.children()
-        if not isinstance(streams, tuple) or len(streams) != len(children):
+    def _each(self, streams: Any) -> list[tuple[str, Any]]:
+        """The name of every module, and its stream."""
+        if not isinstance(streams, tuple) or len(streams) != len(self.order):
             given = len(streams) if isinstance(streams, tuple) else 1
             raise InputError(
-                f"Parallel runs {len(children)} streams, got {given}; Broadcast or "
+                f"Parallel runs {len(self.order)} streams, got {given}; Broadcast or "
                 "ParallelDispatch them first"
             )
-        return [
-            (name, child, x) for (name, child), x in zip(children.items(), streams, strict=True)
-        ]
+        return list(zip(self.order, streams, strict=True))
 
     def output_spec(self, x: Any) -> Any:
-        specs = []
-        for name, child, stream in self._each(x):
-            with located(key(name)):
-                specs.append(child.output_spec(stream))
-        return tuple(specs)
+        return tuple(self.child_spec(name, stream) for name, stream in self._each(x))
 
     def clip(self, x: Any, train: bool = False) -> Any:
-        clips = []
-        for name, child, stream in self._each(x):
-            with located(key(name)):
-                clips.append(child.clip(stream, train=train))
-        return tuple(clips)
+        return tuple(self.child_clip(name, stream, train) for name, stream in self._each(x))
 
     def fresh_state(self, x: Any) -> State:
         shifts, states, late = self.shifts(), {}, {}
-        for name, child, stream in self._each(x):
-            with located(key(name)):
-                states[name] = child.fresh_state(stream)
+        for name, stream in self._each(x):
+            states[name] = self.child_state(name, stream)
             if shifts[name]:
                 # One line for each stream of a branch that takes several.
                 lines = [DelayLine.of(shifts[name]).fresh(spec) for spec in flat_streams(stream)]
@@ -340,11 +332,10 @@ class Parallel(_Branches):
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         shifts, states, late, outputs = self.shifts(), {}, {}, []
-        for name, child, stream in self._each(signal):
+        for name, stream in self._each(signal):
             if shifts[name]:
                 stream, late[name] = _held_back(state["late"][name], stream, shifts[name])
-            with located(key(name)):
-                output, states[name] = advance(child, state.get(key(name), {}), stream, train)
+            output, states[name] = self.child_step(name, state, stream, train)
             outputs.append(output)
         return tuple(outputs), keep(states, late)
 
@@ -413,42 +404,27 @@ class BroadcastReduce(_Branches):
             raise ValueError(f"BroadcastReduce needs at least two modules, got {len(self.order)}")
         super().__post_init__()
 
-    @property
-    def _line(self) -> DelayLine:
-        return DelayLine.of(max(self.shifts().values()))
-
     def output_spec(self, x: Any) -> Any:
         if isinstance(x, tuple):
             raise InputError(f"{type(self).__name__} takes one stream, got {len(x)}; use Parallel")
-        specs = []
-        for name, child in self.children().items():
-            with located(key(name)):
-                specs.append(child.output_spec(x))
-        return reduced_spec(self.reduce, tuple(specs))
+        specs = tuple(self.child_spec(name, x) for name in self.order)
+        return reduced_spec(self.reduce, specs)
 
     def clip(self, x: Any, train: bool = False) -> Any:
         # By their timing: an adaptive pool makes one step of a clip, which is broadcast.
         _require_one_length([c.timing.n_out(x.shape[2]) for c in self.children().values()])
-        clips = []
-        for name, child in self.children().items():
-            with located(key(name)):
-                clips.append(child.clip(x, train=train))
-        return reduction(self.reduce)(clips)
+        return reduction(self.reduce)([self.child_clip(name, x, train) for name in self.order])
 
     def fresh_state(self, x: Any) -> State:
-        states = {}
-        for name, child in self.children().items():
-            with located(key(name)):
-                states[name] = child.fresh_state(x)
+        states = {name: self.child_state(name, x) for name in self.order}
         return keep(states, self._line.fresh(x))
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         line, shifts, states, outputs = self._line, self.shifts(), {}, []
         signal = signal if isinstance(signal, Chunk) else signal.tidied()
         late = line.push(state.get("late", {}), signal)
-        for name, child in self.children().items():
+        for name in self.order:
             held = late.held(shifts[name])
-            with located(key(name)):
-                output, states[name] = advance(child, state.get(key(name), {}), held, train)
+            output, states[name] = self.child_step(name, state, held, train)
             outputs.append(output)
         return reduced(self.reduce, outputs), keep(states, late.after)

@@ -12,9 +12,8 @@ from jax import Array
 
 from cojax.combinators.parallel import Broadcast, Parallel
 from cojax.container import Container, keep, key, named
-from cojax.errors import located
 from cojax.frames import Frame, Signal, Spec, State, map_streams, spec_of
-from cojax.module import CoModule, advance
+from cojax.module import CoModule
 from cojax.timing import Timing, in_sequence
 
 
@@ -71,23 +70,20 @@ class Sequential(Container):
         return Sequential({**self.children(), str(len(self.order)): module})
 
     def output_spec(self, x: Any) -> Any:
-        for name, child in self.children().items():
-            with located(key(name)):
-                x = child.output_spec(x)
+        for name in self.order:
+            x = self.child_spec(name, x)
         return x
 
     def clip(self, x: Any, train: bool = False) -> Any:
-        for name, child in self.children().items():
-            with located(key(name)):
-                x = child.clip(x, train=train)
+        for name in self.order:
+            x = self.child_clip(name, x, train)
         return x
 
     def fresh_state(self, x: Any) -> State:
         states = {}
-        for name, child in self.children().items():
-            with located(key(name)):
-                states[name] = child.fresh_state(x)
-                x = child.output_spec(x)
+        for name in self.order:
+            states[name] = self.child_state(name, x)
+            x = self.child_spec(name, x)
         return keep(states)
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
@@ -100,8 +96,7 @@ class Sequential(Container):
         states: dict[str, State] = {}
         for number, name in enumerate(names, 1):
             child, behind = self.layers[name], names[number:]
-            with located(key(name)):
-                signal, states[name] = advance(child, state.get(key(name), {}), signal, train)
+            signal, states[name] = self.child_step(name, state, signal, train)
             if behind and child.timing.stride > 1 and _may_skip(signal):
                 signal, after = self._run_if_valid(behind, state, signal, train)
                 return signal, {**keep(states), **after}

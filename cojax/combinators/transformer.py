@@ -12,11 +12,10 @@ from jax.typing import DTypeLike
 
 from cojax.chunks import met
 from cojax.combinators.sequential import Sequential
-from cojax.container import Container, keep, key, named
-from cojax.errors import located
+from cojax.container import Container, keep, named
 from cojax.frames import Spec, State
 from cojax.layers.activation import GELU, ReLU
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import one_of, require_positive
 from cojax.layers.attention import (
     RetroactiveMultiheadAttention,
     SingleOutputMultiheadAttention,
@@ -27,7 +26,7 @@ from cojax.layers.delay import Delay, Window
 from cojax.layers.dropout import Dropout
 from cojax.layers.linear import Linear
 from cojax.layers.norm import LayerNorm
-from cojax.module import CoModule, advance
+from cojax.module import CoModule
 from cojax.timing import Timing
 
 Activation = str | CoModule | Callable[[Array], Array]
@@ -82,29 +81,25 @@ class TransformerEncoderLayer(Container):
         return self.layers["self_attn"].timing
 
     def output_spec(self, x: Any) -> Spec:
-        with located(key("self_attn")):
-            return self.layers["self_attn"].output_spec(x)
+        return self.child_spec("self_attn", x)
 
     def clip(self, x: Any, train: bool = False) -> Any:
         def run(x: Any, *names: str) -> Any:
             for name in names:
-                with located(key(name)):
-                    x = self.layers[name].clip(x, train=train)
+                x = self.child_clip(name, x, train)
             return x
 
         return self._encoded(x, run, operator.add)
 
     def fresh_state(self, x: Any) -> State:
-        return keep({name: self.layers[name].fresh_state(x) for name in ("residual", "self_attn")})
+        return keep({name: self.child_state(name, x) for name in ("residual", "self_attn")})
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         states: dict[str, State] = {}
 
         def run(flow: Any, *names: str) -> Any:
             for name in names:
-                with located(key(name)):
-                    before = state.get(key(name), {})
-                    flow, states[name] = advance(self.layers[name], before, flow, train)
+                flow, states[name] = self.child_step(name, state, flow, train)
             return flow
 
         def plus(one: Any, other: Any) -> Any:
@@ -374,8 +369,7 @@ class TransformerEncoder(Sequential):
             return
         if encoder_layer is None:
             raise ValueError("TransformerEncoder takes a TransformerEncoderLayerFactory")
-        if num_layers < 1:
-            raise ValueError(f"{num_layers=} must be positive")
+        require_positive(num_layers=num_layers)
         types = ["single_output_forward"]
         if num_layers > 1:
             types = ["retroactive", *["regular"] * (num_layers - 2), "regular_single_output"]

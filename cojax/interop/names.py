@@ -15,10 +15,10 @@ from cojax.layers.activation import PReLU
 from cojax.layers.attention import (
     RetroactiveMultiheadAttention,
     WindowMultiheadAttention,
-    _MultiheadAttention,
 )
 from cojax.layers.conv import _Conv
 from cojax.layers.linear import Linear
+from cojax.layers.multihead import MultiheadAttention
 from cojax.layers.norm import GroupNorm, LayerNorm, _RunningNorm
 from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import _Recurrent
@@ -72,7 +72,7 @@ def _recurrent(module: _Recurrent) -> tuple[Leaf, ...]:
     )
 
 
-def _attention(module: _MultiheadAttention) -> tuple[Leaf, ...]:
+def _attention(module: MultiheadAttention) -> tuple[Leaf, ...]:
     """Torch packs the projections of queries, keys and values into one tensor, where it can."""
     projections: tuple[Leaf, ...] = (
         _OUT_IN_FIRST._replace(name="q_proj_kernel", torch_name="q_proj_weight"),
@@ -97,7 +97,7 @@ _LEAVES: dict[type[CoModule], tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...
     _Conv: (_OUT_IN_FIRST, _BIAS),
     Linear: (_OUT_IN_FIRST, _BIAS),
     _Recurrent: _recurrent,
-    _MultiheadAttention: _attention,
+    MultiheadAttention: _attention,
     RecyclingPositionalEncoding: (
         Leaf("params", "embedding", "pe.weight"),
         Leaf("constants", "pattern", "pe.pattern"),

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike, DTypeLike
 
+from cojax.checks import require_floating, require_step
 from cojax.errors import InputError
 from cojax.frames import Spec
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import one_of, require_positive
 from cojax.layers.axes import non_temporal
 from cojax.layout import channels_last, channels_second
-from cojax.module import TimeLocal, require_floating, require_step
+from cojax.module import TimeLocal
 from cojax.ops.precision import widened
 
 
@@ -353,8 +354,7 @@ class PReLU(_Activation):
         )
 
     def __post_init__(self) -> None:
-        if self.num_parameters < 1:
-            raise ValueError(f"{self.num_parameters=} must be positive")
+        require_positive(num_parameters=self.num_parameters)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -90,10 +90,18 @@ def spatial_lengths(x: Spec, space: Sequence[Axis]) -> tuple[int, ...]:
     return lengths
 
 
-def require_positive(name: str, value: object) -> None:
-    """Raises a ValueError unless the value is a positive whole number."""
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name}={value!r} must be positive and whole")
+def require_positive(**sizes: object) -> None:
+    """Raises a ValueError unless all are positive whole numbers."""
+    for name, size in sizes.items():
+        if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name}={size!r} must be positive and whole")
+
+
+def require_probability(**shares: float) -> None:
+    """Raises a ValueError unless all are from 0 to 1."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name}={share!r} must be a probability")
 
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:

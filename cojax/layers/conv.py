@@ -19,14 +19,22 @@ from cojax.buffers import (
     unrolled,
     write,
 )
+from cojax.checks import require_step
 from cojax.chunks import Chunk, begun, join
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, select
-from cojax.layers.arguments import IntOrTuple, Padding, one_of, padded_windows, spatial_lengths
+from cojax.layers.arguments import (
+    IntOrTuple,
+    Padding,
+    one_of,
+    padded_windows,
+    require_positive,
+    spatial_lengths,
+)
 from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer, fan_in_uniform
 from cojax.layout import channels_last, channels_second
-from cojax.module import CoModule, require_step
+from cojax.module import CoModule
 from cojax.ops.convolution import contributions, convolve_clip, convolve_window
 from cojax.ops.gradient import recomputed
 from cojax.ops.windows import padded
@@ -98,12 +106,11 @@ class _Conv(CoModule):
         self.stride = tuple(axis.stride for axis in axes)
         self.padding = tuple(axis.pads if axis.uneven else axis.padding for axis in axes)
         self.dilation = tuple(axis.dilation for axis in axes)
-        if self.groups < 1:
-            raise ValueError(f"{self.groups=} must be positive")
-        for name in ("in_channels", "out_channels"):
-            channels = getattr(self, name)
-            if channels < 1 or channels % self.groups:
-                raise ValueError(f"{name}={channels} must be a positive multiple of {self.groups=}")
+        sizes = {name: getattr(self, name) for name in ("in_channels", "out_channels", "groups")}
+        require_positive(**sizes)
+        for name, channels in sizes.items():
+            if channels % self.groups:
+                raise ValueError(f"{name}={channels} must be a multiple of {self.groups=}")
         one_of("padding_mode", self.padding_mode, ("zeros", "reflect", "replicate", "circular"))
         one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
         if self.padding_mode != "zeros" and not self.space and any(axes[0].pads):
@@ -154,8 +161,7 @@ class _Conv(CoModule):
         return Spec((x.shape[0], self.out_channels, *lengths), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        if self.timing.n_out(x.shape[2]) < 1:
-            raise InputError(self._too_short(x.shape[2]))
+        self.require_length(x.shape[2])
         return channels_second(self._convolved_clip(channels_last(x), self._axes[0]))
 
     @property

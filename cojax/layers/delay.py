@@ -9,7 +9,6 @@ from jax import Array
 
 from cojax.buffers import Counter, DelayLine, joined, ring, rolled, unrolled, windows, write
 from cojax.chunks import Chunk
-from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import one_of, require_positive
 from cojax.layout import channels_last, spec_last
@@ -39,8 +38,7 @@ class _Held(CoModule):
 
     def clip(self, x: Array, train: bool = False) -> Array:
         front, back = self._crop
-        if self.timing.n_out(x.shape[2]) < 1:
-            raise InputError(self._too_short(x.shape[2]))
+        self.require_length(x.shape[2])
         return x[:, :, front : x.shape[2] - back]
 
     def fresh_state(self, x: Spec) -> State:
@@ -162,7 +160,7 @@ class Skip(_Held):
     steps: int
 
     def __post_init__(self) -> None:
-        require_positive("steps", self.steps)
+        require_positive(steps=self.steps)
         super().__post_init__()
 
     @property
@@ -199,7 +197,7 @@ class Window(CoModule):
     steps: int
 
     def __post_init__(self) -> None:
-        require_positive("steps", self.steps)
+        require_positive(steps=self.steps)
         super().__post_init__()
 
     @property
@@ -214,8 +212,7 @@ class Window(CoModule):
         return Spec((*x.shape, self.steps), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        if self.timing.n_out(x.shape[2]) < 1:
-            raise InputError(self._too_short(x.shape[2]))
+        self.require_length(x.shape[2])
         return self._shown(channels_last(x))
 
     def fresh_state(self, x: Spec) -> State:

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from cojax.checks import require_floating, require_step
 from cojax.frames import Spec
+from cojax.layers.arguments import require_probability
 from cojax.layers.families import over_axes
-from cojax.module import TimeLocal, require_floating, require_step
+from cojax.module import TimeLocal
 
 
 class Dropout(TimeLocal):
@@ -49,8 +51,7 @@ class Dropout(TimeLocal):
     inplace: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.p <= 1:
-            raise ValueError(f"{self.p=} must be a probability")
+        require_probability(p=self.p)
         super().__post_init__()
 
     def output_spec(self, x: Spec) -> Spec:

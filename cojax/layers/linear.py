@@ -4,11 +4,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import DTypeLike
 
+from cojax.checks import require_floating
 from cojax.errors import InputError
 from cojax.frames import Spec
+from cojax.layers.arguments import require_positive
 from cojax.layers.axes import non_temporal
 from cojax.layers.initializers import Initializer, fan_in_uniform
-from cojax.module import TimeLocal, require_floating
+from cojax.module import TimeLocal
 from cojax.ops.product import product
 
 
@@ -51,8 +53,7 @@ class Linear(TimeLocal):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.in_features < 1 or self.out_features < 1:
-            raise ValueError(f"{self.in_features=} and {self.out_features=} must be positive")
+        require_positive(in_features=self.in_features, out_features=self.out_features)
         super().__post_init__()
 
     def setup(self) -> None:

@@ -16,15 +16,16 @@ from jax import Array, lax
 from jax.nn.initializers import ones, zeros
 from jax.typing import ArrayLike, DTypeLike
 
+from cojax.checks import require_floating, require_step
 from cojax.chunks import Chunk
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, spec_of, without_time
-from cojax.layers.arguments import IntOrTuple
+from cojax.layers.arguments import IntOrTuple, require_positive
 from cojax.layers.axes import TIME, non_temporal
 from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer
 from cojax.layout import as_clip, as_step, channels_last, channels_second
-from cojax.module import CoModule, TimeLocal, require_floating, require_step
+from cojax.module import CoModule, TimeLocal
 from cojax.ops.precision import widened
 
 _PER_STEP = "take the statistics of each step in every mode, forward included, with per_step=True"
@@ -95,6 +96,10 @@ class _RunningNorm(CoModule):
     bias: bool = True
     scale_init: Initializer | None = None
     param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        require_positive(num_features=self.num_features)
+        super().__post_init__()
 
     @nn.nowrap
     def _axes(self, rank: int) -> tuple[int, ...]:
@@ -439,10 +444,9 @@ class GroupNorm(_InputNorm):
     instead = _PER_STEP
 
     def __post_init__(self) -> None:
-        if self.num_groups < 1 or self.num_channels < 1 or self.num_channels % self.num_groups:
-            raise ValueError(
-                f"{self.num_channels=} must be a positive multiple of {self.num_groups=}"
-            )
+        require_positive(num_groups=self.num_groups, num_channels=self.num_channels)
+        if self.num_channels % self.num_groups:
+            raise ValueError(f"{self.num_channels=} must be a multiple of {self.num_groups=}")
         super().__post_init__()
 
     def setup(self) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 from jax import Array
 
 from cojax.buffers import Counter, read, ring, rolled, unrolled, write
+from cojax.checks import require_step
 from cojax.chunks import Chunk, begun, join
-from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
 from cojax.layers.families import over_axes
 from cojax.layout import channels_last, channels_second, spec_last
-from cojax.module import CoModule, require_step
+from cojax.module import CoModule
 from cojax.ops.pooling import adaptive, max_axes, maximum, mean_divisor, sum_axes
 from cojax.ops.precision import accumulated
 from cojax.timing import Axis, Timing, windowed
@@ -175,8 +175,7 @@ class _Pool(_TemporalPool):
         return Spec((*x.shape[:2], *lengths), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        if self.timing.n_out(x.shape[2]) < 1:
-            raise InputError(self._too_short(x.shape[2]))
+        self.require_length(x.shape[2])
         return channels_second(self._clip_time(self._pool_space(channels_last(x), first=2)))
 
     def _clip_time(self, x: Array) -> Array:

@@ -9,9 +9,11 @@ from jax.nn.initializers import normal
 from jax.typing import DTypeLike
 
 from cojax.buffers import Counter
+from cojax.checks import require_step
 from cojax.chunks import Chunk
 from cojax.frames import Signal, Spec, State
-from cojax.module import CoModule, require_step
+from cojax.layers.arguments import require_positive
+from cojax.module import CoModule
 
 
 class RecyclingPositionalEncoding(CoModule):
@@ -54,8 +56,7 @@ class RecyclingPositionalEncoding(CoModule):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.embed_dim < 1 or self.num_embeds < 1:
-            raise ValueError(f"{self.embed_dim=} and {self.num_embeds=} must be positive")
+        require_positive(embed_dim=self.embed_dim, num_embeds=self.num_embeds)
         if not self.learned and self.embed_dim < 2:
             raise ValueError(f"fixed encodings need at least two channels, got {self.embed_dim=}")
         super().__post_init__()

@@ -12,12 +12,13 @@ from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
 from cojax.call_mode import current
+from cojax.checks import require_step
 from cojax.errors import InputError
 from cojax.frames import Frame, Signal, Spec, State, select, spec_of, without_time
-from cojax.layers.arguments import one_of, require_positive
+from cojax.layers.arguments import one_of, require_positive, require_probability
 from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
-from cojax.module import CoModule, require_step
+from cojax.module import CoModule
 from cojax.ops.product import product, times
 
 Weights = dict[str, Array]
@@ -39,10 +40,10 @@ class _Recurrent(CoModule):
     num_layers: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "hidden_size", "num_layers"):
-            require_positive(name, getattr(self, name))
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"{self.dropout=} must be a probability")
+        require_positive(
+            input_size=self.input_size, hidden_size=self.hidden_size, num_layers=self.num_layers
+        )
+        require_probability(dropout=self.dropout)
         super().__post_init__()
 
     @property
@@ -101,8 +102,7 @@ class _Recurrent(CoModule):
         return signal.becomes(y), after
 
     def _over_time(self, x: Array, state: State, train: bool) -> tuple[Array, State]:
-        if x.shape[2] < 1:
-            raise InputError(self._too_short(x.shape[2]))
+        self.require_length(x.shape[2])
         y, state = self._layers(lax.scan, jnp.moveaxis(x, 2, 0), state, train)
         return jnp.moveaxis(y, 0, 2), state
 

@@ -7,13 +7,14 @@ import flax.linen as nn
 from flax.core import FrozenDict
 from jax import Array
 
+from cojax.checks import require_step
 from cojax.chunks import Chunk
 from cojax.container import key
 from cojax.errors import InputError, located
 from cojax.frames import Signal, Spec, State, map_streams
 from cojax.layout import as_clip, as_step, channels_last, channels_second
 from cojax.models.graph import Graph
-from cojax.module import CoModule, require_step
+from cojax.module import CoModule
 
 Run = Callable[[str, Any], Any]
 

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from cojax.analysis.macs import register_macs
+from cojax.checks import require_floating
 from cojax.combinators.parallel import BroadcastReduce
 from cojax.combinators.residual import Residual
 from cojax.combinators.sequential import Sequential
@@ -48,7 +49,7 @@ from cojax.models.graph_convolution import (
 )
 from cojax.models.joints import JointUnit
 from cojax.models.spatial_attention import AttentionUnit
-from cojax.module import CoModule, TimeLocal, require_floating
+from cojax.module import CoModule, TimeLocal
 
 DATASETS = {"ntu60": (NTU_RGBD, 60), "ntu120": (NTU_RGBD, 120), "kinetics": (KINETICS, 400)}
 CHANNELS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)

@@ -10,6 +10,7 @@ from jax import Array
 from cojax.analysis.macs import Macs, register_macs
 from cojax.frames import Spec
 from cojax.interop.names import Leaf, name_variables
+from cojax.layers.arguments import require_probability
 from cojax.layers.conv import Conv2d
 from cojax.layers.norm import BatchNorm1d, BatchNorm2d
 from cojax.layout import channels_last, channels_second
@@ -49,8 +50,7 @@ class SpatialAttention(JointUnit):
                 f"{self.out_channels=} must be a multiple of 4 * num_heads = {4 * self.num_heads}: "
                 "queries and keys have a quarter of the channels, shared among the heads"
             )
-        if not 0 <= self.drop_connect <= 1:
-            raise ValueError(f"{self.drop_connect=} must be a probability")
+        require_probability(drop_connect=self.drop_connect)
         super().__post_init__()
 
     @nn.nowrap

@@ -223,10 +223,10 @@ def _conclude(
     predictions: int,
     notes: TextIO,
 ) -> None:
-    if stream.steps_taken:
+    if frames := stream.steps_taken:
         print(
-            f"{stream.steps_taken} frames in {elapsed:.1f} s: {stream.steps_taken / elapsed:.1f} a second, "
-            f"{stream.steps_taken / elapsed / float(fps):.2f} times as fast as they come; "
+            f"{frames} frames in {elapsed:.1f} s: {frames / elapsed:.1f} a second, "
+            f"{frames / elapsed / float(fps):.2f} times as fast as they come; "
             f"{predictions} predictions",
             file=notes,
         )
