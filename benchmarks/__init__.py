@@ -1,1 +1,1 @@
-"""Comparisons with the libraries that cojax is measured against."""
+"""Benchmarks: cojax side by side with ``continual-inference`` and torch."""

@@ -1,16 +1,16 @@
-"""Steps compiled for an accelerator that is not there, and what they are made of.
+"""Steps compiled for an accelerator that is not present, and what they consist of.
 
     python -m benchmarks.ahead [--target h200|v5e] [--batch 1 64] [--fold] [--json FILE] [NAME ...]
 
-XLA compiles for a GPU or a TPU without one, given its description: for an NVIDIA H200 with the
-package ``jax-cuda12-plugin`` (and ``jax-cuda12-pjrt``, of the version of JAX, and
-``nvidia-cuda-nvcc-cu12``), for a TPU v5e with ``libtpu``. Nothing is run, so nothing is timed; but
-a step at batch 1 takes a GPU about as long as it takes to start its kernels, and a memory that is
-copied can be seen.
+XLA compiles for a GPU or a TPU that is not present, given its description. For an NVIDIA H200 this
+needs the packages ``jax-cuda12-plugin`` and ``jax-cuda12-pjrt``, of the same version as JAX, and
+``nvidia-cuda-nvcc-cu12``; for a TPU v5e it needs ``libtpu``. Nothing is run, so nothing is timed.
+But at batch 1 a step on a GPU takes about as long as it takes to start its kernels, and the
+compiled step shows which memories are copied.
 
-``kernels``: the instructions of a step that run one after the other, those of a choice's longer
-branch among them. ``copies``: how many of them do nothing but copy a whole memory of the stream.
-``temporary``: what a step takes beside weights, memories and frames.
+``kernels``: the instructions of a step that run one after the other, including those of the longer
+branch of a conditional. ``copies``: how many of them only copy a whole memory of the stream.
+``temporary``: the memory that a step needs besides weights, memories and frames.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from benchmarks.harness import aligned, parsed, short
 from benchmarks.networks import NETWORKS
 from cojax.module import declared
 
-# What runs nothing.
+# Operations that run nothing.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "copy-done"}
 
-# An H200, as XLA describes the devices that it finds.
+# An H200, in the form in which XLA describes the devices that it finds.
 _H200 = """
 gpu_device_info {
   cuda_compute_capability { major: 9 }
@@ -66,13 +66,13 @@ device_description_str: "NVIDIA H200"
 
 
 class Target(NamedTuple):
-    """What is compiled for.
+    """A kind of device to compile for.
 
     Attributes:
-      platform: as lowering names it.
-      device: makes one device of it, to compile for.
-      environment: what the packages look for on such a machine.
-      flags: for XLA.
+      platform: its name in lowering.
+      device: makes one such device, to compile for.
+      environment: the environment variables that its packages need where it is not present.
+      flags: flags for XLA.
     """
 
     platform: str
@@ -96,17 +96,17 @@ TARGETS = {
     "h200": Target(
         "cuda",
         _h200,
-        {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},  # No driver is asked for its version.
-        # Kernels are not tried out, for that would take a GPU.
+        {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},  # There is no driver to ask for its version.
+        # Trying out kernels would take a GPU.
         "--xla_gpu_autotune_level=0 --xla_gpu_enable_triton_gemm=false",
     ),
-    # Nor is a host of TPUs asked what it has.
+    # There is no TPU host to query either.
     "v5e": Target("tpu", _v5e, {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}),
 }
 
 
 def step_for(net: co.CoModule, variables: Any, x: Any, target: Target, device: Any) -> Any:
-    """A step compiled for a device, its state donated. All arrays are given by their specs."""
+    """A step compiled for a device, with its state donated, from the specs of all arrays."""
     there = SingleDeviceSharding(device)
     skip = net.timing.stride > 1
 
@@ -120,7 +120,7 @@ def step_for(net: co.CoModule, variables: Any, x: Any, target: Target, device: A
 
 
 def folded(net: co.CoModule, variables: Any) -> tuple[co.CoModule, Any]:
-    """:func:`cojax.fold_batch_norm` of variables given by their specs."""
+    """:func:`cojax.fold_batch_norm` for variables given by their specs."""
     found: list[co.CoModule] = []
 
     def fold(variables: Any) -> Any:
@@ -136,9 +136,9 @@ class Instruction(NamedTuple):
     """An instruction of compiled HLO.
 
     Attributes:
-      name: of its own.
-      type: what it gives, such as ``f32[2,3]``, without the order of axes.
-      operation: such as ``fusion``.
+      name: its name.
+      type: the type of its result, such as ``f32[2,3]``, without the layout.
+      operation: the operation, such as ``fusion``.
       branches: the names of the computations of which it runs one.
     """
 
@@ -159,7 +159,7 @@ _BRANCHES = {
 
 
 def instructions(hlo: str) -> list[Instruction]:
-    """What a compiled module runs, one after the other; of a choice, the longer branch."""
+    """The instructions of a compiled module, as they run; of a conditional, the longer branch."""
     found = _COMPUTATION.findall(hlo)
     computations = {name: list(_within(body)) for _, name, body in found}
     (entry,) = (name for first, name, _ in found if first)
@@ -183,7 +183,7 @@ def _within(body: str) -> Iterator[Instruction]:
 
 
 def copied(hlo: str, state: Any) -> list[Instruction]:
-    """The copies of what has the shape of a memory."""
+    """The copies whose result has the shape of a memory."""
     short_names = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "int32": "s32"}
     memories = {
         f"{short_names[leaf.dtype.name]}[{','.join(map(str, leaf.shape))}]"
@@ -196,7 +196,7 @@ def copied(hlo: str, state: Any) -> list[Instruction]:
 
 
 def measure(name: str, batch: int, target: Target, device: Any, fold: bool) -> dict[str, Any]:
-    """What a network's step is made of."""
+    """The figures of a compiled step of a network."""
     network = NETWORKS[name]
     net = network.build()
     variables = declared(net)
@@ -218,7 +218,7 @@ def measure(name: str, batch: int, target: Target, device: Any, fold: bool) -> d
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """What was found, row by row."""
+    """A table of the figures."""
     return aligned(
         ("network", "batch", "kernels", "copies", "temporary, MB", "compiled, s"),
         [

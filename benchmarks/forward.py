@@ -1,11 +1,11 @@
-"""Clips in cojax and in torch, side by side: the forward pass, in evaluation.
+"""Clips in cojax and in torch, side by side: the forward pass in evaluation mode.
 
     python -m benchmarks.forward [--batch 1] [--device cpu|gpu] [--json FILE] [NAME ...]
 
-The networks are the regular ones of ``benchmarks.networks``, on the clips that they make one
-prediction for: X3D on 13 or 16 images of 160, 224 or 312 pixels, Slow and I3D on 8 of 224, skeleton
-networks on 300 frames of two persons, OadTR on its window of 64 steps. In torch they are made of
-plain ``torch.nn``. Outputs are compared first.
+The networks are the regular ones of ``benchmarks.networks``, on clips that give one prediction: X3D
+on 13 or 16 images of 160, 224 or 312 pixels, Slow and I3D on 8 images of 224 pixels, skeleton
+networks on 300 frames of two persons, OadTR on its window of 64 steps. In torch they are built from
+plain ``torch.nn`` modules. Outputs are compared first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +45,8 @@ class Clips:
     """A regular network in both libraries, on the same random clip.
 
     Attributes:
-      deviation: how far the outputs are apart, in proportion to the largest.
-      compile_seconds: what lowering and compiling took in cojax.
+      deviation: the largest difference between the outputs, relative to the largest output.
+      compile_seconds: the seconds for lowering and compiling in cojax.
       macs: the multiply-accumulates of the clip.
       shape: the clip's shape.
     """
@@ -67,7 +67,7 @@ class Clips:
         self._job = job
 
     def ways(self, stride: int = 1) -> dict[str, Callable[[int], None]]:
-        """Each way to answer so many steps of a stream, which every ``stride`` has an answer."""
+        """The ways to compute the outputs of a number of steps, one every ``stride`` steps."""
 
         def run_cojax(steps: int) -> None:
             for _ in range(steps // stride):
@@ -103,7 +103,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a clip takes."""
+    """A table of the times of a clip."""
     header = ("network", "clip", "torch, ms", "cojax, ms", "torch takes x times", "matrix rate")
     cells = [
         (

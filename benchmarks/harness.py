@@ -1,4 +1,4 @@
-"""What the benchmarks share: a fresh process for each measurement, and what becomes of figures."""
+"""What the benchmarks share: processes, timing, the command line and tables."""
 
 import argparse
 import dataclasses
@@ -25,26 +25,25 @@ import numpy as np
 from benchmarks.networks import NETWORKS
 from benchmarks.pairs import Spread, conditions, ratios, side_by_side
 
-# The largest difference between outputs, in proportion to the largest output, that passes as
-# rounding.
+# The largest difference between outputs, relative to the largest output, that counts as rounding.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One measurement: of a network, at a batch size.
+    """One measurement of a network, or of a layer, at a batch size.
 
     Attributes:
-      network: its name among the networks that are measured.
-      batch: the streams, or clips, at once.
+      network: the name of the network or layer.
+      batch: the number of streams or clips.
       device: "cpu" or "gpu".
-      dtype: of inputs, weights and states: "float32" or "bfloat16".
-      rounds: how often each way is timed.
-      seconds: what a way takes in a round, about.
-      fold: whether cojax folds batch norms into the convolutions in front of them.
-      together: how many measurements are prepared at once, beside each other.
-      patience: so many seconds they wait for each other, before those that are ready are timed.
-      brief: whether only jitted steps are measured, and neither Streams nor windows.
+      dtype: the dtype of inputs, weights and states: "float32" or "bfloat16".
+      rounds: how many times each way is timed.
+      seconds: roughly how long each way runs in a round.
+      fold: whether cojax folds batch norms into the convolutions before them.
+      together: how many measurements are prepared at the same time.
+      patience: how many seconds they wait for each other before those that are ready are timed.
+      brief: whether only jitted steps are measured, without Streams and windows.
     """
 
     network: str
@@ -59,19 +58,19 @@ class Job:
     brief: bool = False
 
 
-class NoDevice(RuntimeError):  # noqa: N818 - an answer, not a failure of the program
-    """There is no such device, or one of the libraries does not see it."""
+class NoDevice(RuntimeError):  # noqa: N818 - a result, not a failure of the program
+    """There is no such device, or one of the libraries does not find it."""
 
 
-class Disagreement(AssertionError):  # noqa: N818 - what is compared, not a failure of the program
-    """The libraries do not compute the same."""
+class Disagreement(AssertionError):  # noqa: N818 - a result, not a failure of the program
+    """The libraries compute different results."""
 
 
 def set_up(job: Job) -> None:
-    """Both libraries on the device, with as many threads, and float32 without shortcuts.
+    """Sets up both libraries: the device, equal numbers of threads, and full float32 precision.
 
     Raises:
-      NoDevice: where one of them finds no such device.
+      NoDevice: if one of them finds no such device.
     """
     import jax
     import torch
@@ -83,17 +82,17 @@ def set_up(job: Job) -> None:
             jax.config.update("jax_default_device", jax.devices("gpu")[0])
         if jax.config.jax_default_device is None:
             raise NoDevice("--device gpu: JAX finds no GPU; is it installed for CUDA?")
-        # Else the libraries differ in which products they round to ten bits.
+        # Otherwise the libraries would differ in which products they round to ten bits.
         jax.config.update("jax_default_matmul_precision", "float32")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    # On a CPU those of one are needed by all while it is timed.
+    # On a CPU, the measurement that is being timed uses all threads.
     sharing = job.together if job.device == "gpu" else 1
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // sharing))
     torch.manual_seed(0)
 
 
 def circumstances(job: Job) -> dict[str, Any]:
-    """Where, when and with what a measurement was taken."""
+    """The device, the date, the versions and the settings of a measurement."""
     import jax
     import torch
 
@@ -124,7 +123,7 @@ def _cpu() -> str:
 
 
 def prepared(net: Any, variables: Any, job: Job) -> tuple[Any, Any]:
-    """The network in its best form for inference, and its variables, on the device."""
+    """The network, folded if the job asks for it, and its variables on the device."""
     import jax
 
     if job.fold:
@@ -136,14 +135,14 @@ def prepared(net: Any, variables: Any, job: Job) -> tuple[Any, Any]:
 
 
 def beside() -> Any:
-    """Where small computations are prepared on the CPU, which compiles them faster."""
+    """A context in which small computations run on the CPU, which compiles them faster."""
     import jax
 
     return jax.default_device(jax.devices("cpu")[0])
 
 
 def on_torch(x: np.ndarray, job: Job) -> Any:
-    """An array as a tensor, where and of the dtype that it is computed with."""
+    """The array as a tensor on the job's device, in the job's dtype."""
     import torch
 
     dtype = getattr(torch, job.dtype)
@@ -151,19 +150,19 @@ def on_torch(x: np.ndarray, job: Job) -> Any:
 
 
 def on_jax(x: np.ndarray, job: Job) -> Any:
-    """An array of JAX, where and of the dtype that it is computed with."""
+    """The array as a JAX array on the job's device, in the job's dtype."""
     import jax.numpy as jnp
 
     return jnp.asarray(x, job.dtype)
 
 
 def on_device(peer: Any, job: Job) -> Any:
-    """A torch module where it is computed with."""
+    """The torch module on the job's device."""
     return peer.to("cuda") if job.device == "gpu" else peer
 
 
 def waiting(way: Callable[..., Any], job: Job) -> Callable[..., Any]:
-    """A way of torch, over when its last kernel is."""
+    """A function of torch that returns when its last kernel has finished."""
     if job.device == "cpu":
         return way
 
@@ -177,16 +176,17 @@ def waiting(way: Callable[..., Any], job: Job) -> Callable[..., Any]:
 
 
 def compiled(jitted: Any, *arguments: Any) -> tuple[Callable[..., Any], float]:
-    """A jitted function compiled for arguments like these, and the seconds that took."""
+    """A jitted function compiled for arguments like these, and how many seconds that took."""
     start = time.perf_counter()
     return jitted.lower(*arguments).compile(), time.perf_counter() - start
 
 
 def deviation(ours: Any, theirs: Any, job: Job, what: str) -> float:
-    """The largest difference of outputs, in proportion to the largest of them.
+    """The largest difference between outputs, relative to the largest output.
 
     Raises:
-      Disagreement: if it is no rounding, outputs are not finite, or they are all alike.
+      Disagreement: if it is too large to be rounding, if the shapes differ, or if the outputs are
+        not finite or all alike.
     """
     a, b = (np.asarray(y, np.float32) for y in (ours, theirs))
     if a.shape != b.shape:
@@ -204,14 +204,15 @@ def deviation(ours: Any, theirs: Any, job: Job, what: str) -> float:
 def per_turn(
     ways: Mapping[str, Callable[[int], Any]], job: Job, multiple: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of one turn of each way, round by round, interleaved.
+    """The seconds of one turn of each way, by round; the ways are interleaved.
 
-    A way is run for as many turns as fill its share of a round, a multiple of ``multiple``.
+    In a round, a way takes enough turns to run for about ``job.seconds``, in multiples of
+    ``multiple``.
     """
     with alone():
         turns = {name: _turns(way, job.seconds, multiple) for name, way in ways.items()}
         runs = {name: partial(way, turns[name]) for name, way in ways.items()}
-        # The threads of one library spin for a while when they are done.
+        # The threads of a library keep spinning for a while after their work.
         times = side_by_side(runs, job.rounds, warm_up=1, pause=0.01)
     return {name: [t / turns[name] for t in seconds] for name, seconds in times.items()}
 
@@ -225,7 +226,7 @@ def _turns(way: Callable[[int], Any], seconds: float, multiple: int) -> int:
 
 
 def compared(times: Mapping[str, list[float]], slow: str) -> dict[str, Any]:
-    """Milliseconds of each way, and how many times as long the slow one takes, as JSON."""
+    """The milliseconds of each way, and how many times as long the slow one takes, as JSON."""
     return {
         name: {
             "ms": Spread.of([t * 1e3 for t in seconds])._asdict(),
@@ -236,7 +237,7 @@ def compared(times: Mapping[str, list[float]], slow: str) -> dict[str, Any]:
 
 
 def machine_rates(job: Job) -> dict[str, float]:
-    """What the machine does at best: floating-point operations, and bytes read, a second."""
+    """The peak rates of the machine: floating-point operations and bytes read per second."""
     import jax
     import jax.numpy as jnp
     import torch
@@ -259,7 +260,7 @@ def machine_rates(job: Job) -> dict[str, float]:
 
 
 def _best(way: Callable[[], Any], times: int = 7) -> float:
-    """The seconds of the fastest of several runs."""
+    """The seconds of the fastest of several runs, the first left out."""
     took = []
     for _ in range(times):
         start = time.perf_counter()
@@ -272,7 +273,7 @@ def _best(way: Callable[[], Any], times: int = 7) -> float:
 
 
 def parser(description: str, names: Sequence[str], batches: Sequence[int] | None = None) -> Any:
-    """The arguments that all benchmarks take; without batches, each network has its own."""
+    """A parser of the arguments of all benchmarks; without batches, each network has its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--batch", type=int, nargs="+", default=batches and list(batches))
@@ -289,7 +290,7 @@ def parser(description: str, names: Sequence[str], batches: Sequence[int] | None
 
 
 def parsed(parser: Any, names: Iterable[str], arguments: Sequence[str] | None) -> Any:
-    """The options given, whose names are among these; else it exits and says so."""
+    """The options; exits with an error if one of their names is not among these."""
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(names):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(names)}")
@@ -343,7 +344,7 @@ def run(
         print(f"measuring {asked_for} ...", file=sys.stderr, flush=True)
         for job, measured in in_processes(measure, group):
             found[job] = _row(job, measured)
-            if options.json:  # Each time: a run may take long, and be broken off.
+            if options.json:  # After each one: a long run may be interrupted.
                 rows = [found[job] for job in jobs if job in found]
                 figures = {"conditions": where, "rows": rows}
                 options.json.write_text(json.dumps(figures, indent=1) + "\n")
@@ -358,7 +359,7 @@ def run(
 
 
 def _row(job: Job, measured: Future[dict[str, Any]]) -> dict[str, Any]:
-    # The day, since a run that was broken off may be gone on with on another.
+    # Each row has its own date: an interrupted run may be continued on another day.
     day = datetime.date.today().isoformat()
     row: dict[str, Any] = {"network": job.network, "batch": job.batch, "date": day}
     try:
@@ -371,9 +372,9 @@ def _row(job: Job, measured: Future[dict[str, Any]]) -> dict[str, Any]:
 def in_processes(
     function: Callable[[Job], Any], jobs: Sequence[Job]
 ) -> Iterator[tuple[Job, Future[Any]]]:
-    """What a function gives in fresh processes, which nothing was run in before, when it is there.
+    """Runs a function for each job, in fresh processes, and yields the results as they arrive.
 
-    They run at the same time, up to where they have to be :func:`alone`.
+    The processes run at the same time, up to where they have to be :func:`alone`.
     """
     context = get_context("spawn")
     meeting = context.Barrier(len(jobs), timeout=jobs[0].patience), context.Lock()
@@ -383,7 +384,7 @@ def in_processes(
             yield asked[future], future
 
 
-# In a process that has others beside it: where they wait for each other, and whose turn it is.
+# In a process that runs beside others: the barrier at which they wait, and the lock for timing.
 _meeting: tuple[Any, Any] | None = None
 _arrived = False
 
@@ -394,7 +395,7 @@ def _meet(barrier: Any, lock: Any) -> None:
 
 
 def _arriving(function: Callable[[Job], Any], job: Job) -> Any:
-    """What a function gives; the others do not wait for one that fails before it is alone."""
+    """The result of a function; if it fails before it is alone, the others do not wait for it."""
     try:
         return function(job)
     finally:
@@ -405,13 +406,13 @@ def _arrive() -> None:
     global _arrived
     if _meeting and not _arrived:
         _arrived = True
-        with suppress(BrokenBarrierError):  # Out of patience.
+        with suppress(BrokenBarrierError):  # Patience has run out.
             _meeting[0].wait()
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """What is timed: the processes beside this one are ready, and wait for their turn."""
+    """Encloses what is timed: the other processes are ready, and wait until this one is done."""
     if _meeting is None:
         yield
         return
@@ -424,7 +425,7 @@ def alone() -> Iterator[None]:
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns, the first to the left and the others to the right."""
+    """A table whose first column is aligned left and whose others are aligned right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
@@ -436,7 +437,7 @@ def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def spread(figures: Mapping[str, float] | None, digits: int = 3) -> str:
-    """A median with its quartiles, to so many digits."""
+    """A median with its quartiles, to ``digits`` significant digits."""
     if figures is None:
         return ""
     low, median, high = (short(figures[key], digits) for key in ("low", "median", "high"))
@@ -444,7 +445,7 @@ def spread(figures: Mapping[str, float] | None, digits: int = 3) -> str:
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """A number to so many digits, never with an exponent."""
+    """A number to ``digits`` significant digits, never with an exponent."""
     if value is None:
         return ""
     if value == 0 or not math.isfinite(value):
@@ -454,7 +455,7 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def noted(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What is to be said about the networks in a table, each thing once."""
+    """The notes on the networks in a table, each note once."""
     networks: dict[str, list[str]] = {}
     for row in rows:
         for note in row.get("notes", ()):

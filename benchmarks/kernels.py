@@ -1,4 +1,4 @@
-"""The kernels that a GPU runs, as the profilers of both libraries see them."""
+"""The kernels that a GPU runs, as reported by the profiler of each library."""
 
 import tempfile
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import torch
 
-# So many names of kernels are kept.
+# How many names of kernels are kept.
 _SHOWN = 5
 
 
@@ -17,8 +17,8 @@ class Kernels(NamedTuple):
     """What ran on the GPU for a step.
 
     Attributes:
-      number: of kernels, copies and fills.
-      ms: how long they took, one after the other; longer where other processes use the GPU too.
+      number: the number of kernels, copies and fills.
+      ms: the sum of their times; larger if other processes use the GPU too.
       longest: the milliseconds of those that took longest, by name.
     """
 
@@ -28,12 +28,12 @@ class Kernels(NamedTuple):
 
 
 def kernels(run: Callable[[int], Any], steps: int, library: str) -> Kernels | None:
-    """What ran on the GPU for each of so many steps, or None if the profiler saw nothing.
+    """What ran on the GPU per step, or None if the profiler saw nothing.
 
     Args:
-      run: takes so many steps, to the last output's end.
-      steps: how many.
-      library: "jax" or "torch": whose profiler is asked.
+      run: takes this many steps, until the last output is available.
+      steps: the number of steps.
+      library: the library whose profiler is used, "jax" or "torch".
     """
     run(steps)
     took = list({"jax": _by_jax, "torch": _by_torch}[library](lambda: run(steps)))
@@ -57,7 +57,7 @@ def _by_jax(run: Callable[[], Any]) -> Iterable[tuple[str, float]]:
         trace = jax.profiler.ProfileData.from_file(str(path))
     for plane in trace.planes:
         for line in plane.lines if plane.name.startswith("/device:GPU") else ():
-            # Other lines say the same of operations, modules and steps.
+            # The other lines repeat this by operation, module and step.
             for event in line.events if (line.name or "").startswith("Stream") else ():
                 yield event.name, event.duration_ns / 1e9
 

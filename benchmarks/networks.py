@@ -1,4 +1,4 @@
-"""The networks that are measured: those of the zoo, and small ones."""
+"""The networks that are measured: those of the zoo, and some small ones."""
 
 import math
 from collections.abc import Callable
@@ -18,24 +18,24 @@ from cojax.demo.network import activity_network
 
 Build = Callable[[], co.CoModule]
 
-# Steps larger than this repeat their numbers, never at the same place of another stream: a prime.
+# Larger steps repeat this many numbers: a prime, so that streams never repeat at the same place.
 _DRAWN = 1_000_003
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network, and what it is measured on.
+    """A network, and the inputs that it is measured on.
 
     Attributes:
-      build: makes it.
+      build: makes the network.
       step: the shape of a step, without the batch.
-      regular: makes the network, of the same weights, that is run on clips.
-      length: the steps of such a clip, which gives one prediction; None where no clip stands for a
-        stream.
+      regular: makes the network that is run on clips, with the same weights.
+      length: the number of steps in such a clip, which gives one prediction; None if no clip
+        corresponds to a stream.
       training: makes the network that is trained, without dropout.
-      lesson: the shape of the clip that it is trained on, with the batch: small enough for a CPU.
-      notes: what is to be said about its steps in ``continual``.
-      clip_notes: what is to be said about its clips.
+      lesson: the shape of the clips for training, with the batch; small enough for a CPU.
+      notes: notes on its steps in ``continual``.
+      clip_notes: notes on its clips.
     """
 
     build: Build
@@ -48,10 +48,10 @@ class Network:
     clip_notes: tuple[str, ...] = ()
 
     def variables(self, net: co.CoModule, dtype: str = "float32", device: str = "cpu") -> Any:
-        """Weights by a fixed rule, with statistics of norms as training would have left them.
+        """Weights by a fixed rule, with statistics of norms as training would leave them.
 
-        They are those of random clips: with others, activations grow from layer to layer, and so
-        do errors of rounding. A GPU takes less time to run these.
+        The statistics are those of random clips: with others, activations would grow from layer to
+        layer, and rounding errors with them. A GPU takes less time to run these clips.
         """
         given = state_dict_of(net)
         if self.length is not None:
@@ -64,7 +64,7 @@ class Network:
         return jax.tree.map(cast, co.load_torch(net, given))
 
     def frame(self, batch: int, number: int) -> np.ndarray:
-        """The random step of this number, another one for each."""
+        """The random step with this number; every number has a different one."""
         shape = (batch, *self.step)
         drawn = min(math.prod(shape), _DRAWN)
         return np.resize(np.random.default_rng(number).standard_normal(drawn, np.float32), shape)
@@ -77,7 +77,7 @@ class Network:
 
 
 def _settled(net: co.CoModule, state_dict: Any, clips: np.ndarray, device: str) -> Any:
-    """The state dict, with the statistics that clips have in front of each batch norm."""
+    """The state dict, with the statistics of the clips at the input of each batch norm."""
     there = "cuda" if device == "gpu" else "cpu"
     module = to_torch_nn(net, co.load_torch(net, state_dict)).to(there)
     for layer in module.modules():
@@ -152,7 +152,7 @@ def _small(build: Build, channels: int, length: int | None, *notes: str) -> Netw
 
 
 def _tcn(channels: int = 128, blocks: int = 4, classes: int = 10) -> co.Sequential:
-    """Causal residual blocks of two convolutions each; what each adds is its newest step."""
+    """Causal residual blocks of two convolutions; each adds the newest step of its input."""
     stack = {f"block{i}": _tcn_block(channels) for i in range(blocks)}
     return co.Sequential(
         {

@@ -1,14 +1,15 @@
-"""Single layers wherever a step may run: alone, within a cond, within a scan, and their gradients.
+"""Steps of single layers alone, within a cond and within a scan, and their gradients.
 
     python -m benchmarks.ops [--batch 1] [--device cpu|gpu] [--json FILE] [NAME ...]
 
-What XLA makes of an operation depends on where it stands. A layer's compiled step is timed as it
-is, as the branch of a ``lax.cond`` that is taken, and as one of so many in a ``lax.scan``; and so
-is the gradient of one step and of a scan. That of a scan is with regard to frames and parameters.
-That of a step also passes on what a later step's gradient is with regard to the memory, as within a
-scan. States are donated, and the channels of frames lie last, as they do within a network. What is
-said is the time of one step, and how many times as long as alone it takes. What it takes to hand a
-frame to a scan and back is the row of "nothing".
+How XLA compiles an operation depends on its context. A layer's compiled step is timed by itself, as
+the taken branch of a ``lax.cond``, and as a step of a ``lax.scan``; so are the gradients of one
+step and of a scan. The gradient of a scan is with regard to frames and parameters. That of one step
+also takes the gradient with regard to the memory from a later step and returns its own, as within a
+scan. States are donated, and frames have their channels last, as within a network. The table has
+the time of one step by itself, and the other times as multiples of it; the gradient of a scan is a
+multiple of that of one step. The row "nothing" has the time that it takes to pass a frame to a scan
+and back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -70,10 +71,10 @@ OPS = {
 
 
 class Ways:
-    """A layer's steps in each place, compiled.
+    """The compiled steps of a layer, in each place.
 
     Attributes:
-      compile_seconds: what lowering and compiling took, by place.
+      compile_seconds: the seconds for lowering and compiling, by place.
     """
 
     def __init__(self, op: Op, job: Job):
@@ -149,7 +150,7 @@ class Ways:
             self._places[name], self.compile_seconds[name] = compiled(jitted, *given)
 
     def check(self) -> None:
-        """Raises a Disagreement unless steps give the same in each place."""
+        """Raises a Disagreement unless a step has the same output in each place."""
         variables, x = self._variables, self._x
         alone, _ = self._places["alone"](variables, self._fresh(), x)
         branch, _ = self._places["cond"](variables, self._fresh(), x)
@@ -161,7 +162,7 @@ class Ways:
                 raise Disagreement("a step gives something else elsewhere")
 
     def ways(self) -> dict[str, Callable[[int], None]]:
-        """Each place, for so many calls."""
+        """A function for each place, which takes the number of calls."""
 
         def way(name: str, times: int) -> None:
             fresh, x = self._given[name]
@@ -174,7 +175,7 @@ class Ways:
 
 
 def _parted(state: Any) -> tuple[Any, Any]:
-    """What of a state has a gradient, and what counts."""
+    """The parts of a state that have a gradient, and its counters."""
     floats = {n: v for n, v in state.items() if jnp.issubdtype(v.dtype, jnp.floating)}
     return floats, {n: v for n, v in state.items() if n not in floats}
 
@@ -199,7 +200,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a step takes, and how many times as long elsewhere."""
+    """A table of the time of a step by itself, and of its multiples in other places."""
     header = ("layer", "step", "alone, us", "cond", "scan", "gradient", "gradient of scan")
     cells = [
         (

@@ -1,7 +1,7 @@
-"""Times of several ways to do one thing, taken side by side.
+"""Times of several ways to do the same thing, measured side by side.
 
-On a noisy machine only a ratio of neighbours means anything: every round runs each way in turn,
-and what is reported is the median, with quartiles, over the rounds' ratios.
+On a noisy machine, only times measured next to each other can be compared. Every round therefore
+runs each way in turn; the result is the median of the rounds' ratios, with quartiles.
 """
 
 import datetime
@@ -23,7 +23,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: list[float]) -> "Spread":
-        """Raises a ValueError for fewer than two values."""
+        """The quartiles of the values; raises a ValueError for fewer than two."""
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(low, median, high)
 
@@ -34,9 +34,9 @@ class Spread(NamedTuple):
 def side_by_side(
     ways: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 2, pause: float = 0.0
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each round; every round runs each way once, in turn.
+    """The seconds of each way, by round; every round runs each way once, in turn.
 
-    In front of each is a pause of so many seconds.
+    Before each run there is a pause of ``pause`` seconds.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warm_up + rounds):
@@ -50,12 +50,12 @@ def side_by_side(
 
 
 def ratios(times: Mapping[str, list[float]], slow: str, fast: str) -> Spread:
-    """How many times longer the slow way took than the fast one, round by round."""
+    """How many times as long as the fast way the slow one took: quartiles over the rounds."""
     return Spread.of([s / f for s, f in zip(times[slow], times[fast], strict=True)])
 
 
 def conditions() -> dict[str, Any]:
-    """Where and when a measurement was taken."""
+    """The machine, the date and the versions of a measurement."""
     import jax
 
     packages = ("cojax", "jax", "jaxlib", "flax", "torch", "continual-inference")

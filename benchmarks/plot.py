@@ -1,8 +1,8 @@
-"""A picture of what ``benchmarks.step`` measured.
+"""A plot of the results of ``benchmarks.step``.
 
     python -m benchmarks.plot benchmarks/results/step_cpu.json [MORE.json ...] --out FILE.png
 
-For each file a panel: how many times as long as cojax ``continual`` takes for a step.
+Each file has a panel: the time of a step in ``continual``, as a multiple of that in cojax.
 """
 
 import argparse
@@ -19,16 +19,16 @@ _BAR = 0.36
 
 
 def draw(results: Sequence[Mapping[str, Any]], path: Path, way: str = "cojax") -> None:
-    """Draws the ratios of one of cojax's ways to step.
+    """Plots the ratios for one of cojax's ways to step.
 
     Args:
-      results: what ``benchmarks.step`` wrote as JSON, a panel each.
-      path: the picture, in any format that matplotlib writes.
+      results: results that ``benchmarks.step`` wrote as JSON; each has a panel.
+      path: the file to write, in any format that matplotlib supports.
       way: "cojax" (the jitted step) or "cojax Stream".
 
     Raises:
       ImportError: if matplotlib is not installed.
-      ValueError: if nothing was measured.
+      ValueError: if there are no results, or nothing was measured in one of them.
     """
     panels = [[row for row in result["rows"] if "error" not in row] for result in results]
     if not panels or not all(panels):
@@ -51,7 +51,7 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path, way: str = "cojax") -
 
 
 def _panel(axis: Any, rows: Sequence[Mapping[str, Any]], way: str) -> None:
-    """A group of bars for each network, one for each batch size, with quartiles."""
+    """A group of bars for each network: one for each batch size, with its quartiles."""
     networks = list(dict.fromkeys(row["network"] for row in rows))
     batches = sorted({row["batch"] for row in rows})
     height = 2 * _BAR / len(batches)
@@ -62,7 +62,7 @@ def _panel(axis: Any, rows: Sequence[Mapping[str, Any]], way: str) -> None:
         median = times["median"]
         axis.barh(y, median - 1, height * 0.92, left=1, color=_COLORS[number % len(_COLORS)])
         axis.plot((times["low"], times["high"]), (y, y), color="0.15", lw=1)
-        # Beside the bar, and beside its quartiles.
+        # To the right of the bar and of its quartiles.
         axis.annotate(
             f"{short(median, 2)}\N{MULTIPLICATION SIGN}",
             (max(times["high"], 1), y),
@@ -73,7 +73,7 @@ def _panel(axis: Any, rows: Sequence[Mapping[str, Any]], way: str) -> None:
         )
     keys = [axis.barh(0, 0, color=_COLORS[i % len(_COLORS)]) for i in range(len(batches))]
     names = [f"batch {batch}" for batch in batches]
-    # Below the axis, where nothing else is.
+    # Below the axis, where it covers nothing.
     axis.legend(keys, names, frameon=False, loc="upper right", bbox_to_anchor=(1, -0.03), ncols=4)
     lowest = min(times["low"] for times in ratios)
     axis.set_xscale("log")
@@ -91,14 +91,14 @@ def _panel(axis: Any, rows: Sequence[Mapping[str, Any]], way: str) -> None:
 
 
 def _locator(*subs: int) -> Any:
-    """Ticks at these multiples of powers of ten."""
+    """Ticks at these multiples of powers of ten; without any, no ticks."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     return LogLocator(subs=subs) if subs else NullLocator()
 
 
 def caption(conditions: Mapping[str, Any]) -> str:
-    """Where and when it was measured, and with which versions."""
+    """The device, the date and the versions of a measurement."""
     device, dtype = conditions["device"], conditions["dtype"]
     count = conditions["threads"]
     on_cpu = conditions["platform"] == "cpu"
@@ -110,7 +110,7 @@ def caption(conditions: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Draws the files that the command line names."""
+    """Plots the files that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("results", nargs="+", type=Path, help="what benchmarks.step wrote")
     parser.add_argument("--out", type=Path, required=True, help="the picture")

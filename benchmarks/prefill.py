@@ -1,10 +1,10 @@
-"""A chunk of a stream in cojax, computed as a whole and scanned step by step, side by side.
+"""A chunk of a stream in cojax, processed at once or scanned step by step, side by side.
 
     python -m benchmarks.prefill [--batch 1] [--device cpu|gpu] [--json FILE] [NAME ...]
 
-Both take a stream that is past its delay through as many steps as the regular network's clip has;
-for a strided network, a multiple of the stride. What they answer, and the states that they leave,
-are compared first.
+Both ways take a stream that is past its delay through as many steps as the regular network's clip
+has, or, for a strided network, through the largest multiple of the stride that is no longer. Their
+outputs and their final states are compared first.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,11 +38,11 @@ NAMES = tuple(name for name, network in NETWORKS.items() if network.length is no
 
 
 class Chunk:
-    """A stream's state and the steps that follow, to be taken one way or the other.
+    """The state of a stream and the steps that follow, which are processed either way.
 
     Attributes:
-      compile_seconds: what lowering and compiling took, by way.
-      deviation: how far outputs and states are apart.
+      compile_seconds: the seconds for lowering and compiling, by way.
+      deviation: the largest relative differences of outputs and states.
       shape: the shape of the chunk.
     """
 
@@ -58,7 +58,7 @@ class Chunk:
             self._steps[name], self.compile_seconds[name] = compiled(
                 jitted, variables, self._state, self._xs
             )
-        # Past the delay every chunk of so many steps is answered.
+        # Past the delay, every chunk of this length has outputs.
         for _ in range(-(-net.delay // chunk.shape[2])):
             _, self._state = self._taken("at once")
         self.deviation = self._compared(job)
@@ -83,7 +83,7 @@ class Chunk:
         return {"outputs": outputs, "states": max(states)}
 
     def ways(self) -> dict[str, Callable[[int], None]]:
-        """Each way to take the chunk, so many times."""
+        """The ways to process the chunk, as functions of the number of repetitions."""
 
         def way(name: str, times: int) -> None:
             for _ in range(times):
@@ -111,7 +111,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a chunk takes."""
+    """A table of the times of a chunk."""
     header = ("network", "chunk", "scan, ms", "at once, ms", "a scan takes x times", "deviation")
     return aligned(
         header,

@@ -2,11 +2,11 @@
 
     python -m benchmarks.step [--batch 1 8] [--device cpu|gpu] [--json FILE] [NAME ...]
 
-Each network and batch size has a fresh process. In it the same weights are given the same steps
-with the same threads; the outputs are compared first. What is timed is the steady state, in Python
-loops over the steps until the last output is there, way after way in interleaved rounds: what is
-said is the median of the rounds' ratios, and their quartiles. At batch 1 a prediction is also
-computed anew from its window, by each library.
+Each network and batch size runs in a fresh process. Both libraries have the same weights, the same
+steps and the same number of threads, and their outputs are compared first. The steady state is
+timed: Python loops over the steps, until the last output is available. The ways alternate, round by
+round; the result is the median of the rounds' ratios, with quartiles. At batch 1, each library also
+computes a prediction from its whole window.
 """
 
 import dataclasses
@@ -48,19 +48,19 @@ from benchmarks.networks import NETWORKS
 from benchmarks.pairs import Spread, ratios
 from benchmarks.peers import overwriting, to_continual
 
-# So many outputs are compared, and so many steps are given again and again while it is timed.
+# How many outputs are compared, and how many steps are repeated while timing.
 _COMPARED, _FRAMES = 4, 8
 
 
 class Stepping:
-    """A stream in cojax by its compiled step, which is given the variables and the state.
+    """A stream in cojax, run by a compiled step that takes the variables and the state.
 
-    Where the network has a temporal stride, the step skips what no output needs. What is said of a
-    step is the mean over as many of them as there are to an output.
+    If the network has a temporal stride, the step skips what no output needs, and the figures of a
+    step are means over the steps from one output to the next.
 
     Attributes:
-      compile_seconds: what lowering and compiling took.
-      first_seconds: what it took until the first step's output was there, compilation included.
+      compile_seconds: the seconds for lowering and compiling.
+      first_seconds: the seconds until the output of the first step, including compilation.
     """
 
     def __init__(self, net: co.CoModule, variables: Any, x: Any):
@@ -99,7 +99,7 @@ def measure(job: Job) -> dict[str, Any]:
         first, differs = _compared(net, stepping, peer, *given, job)
         ways = _steps(net, stepping, peer, *given, job)
         clips = None
-        # At larger batches a clip at a time fills the machine.
+        # At larger batches, clips fill the machine even one at a time.
         if network.length is not None and job.batch == 1 and not job.brief:
             clips = Clips(network, unfolded, job)
             differs["window"] = clips.deviation
@@ -133,9 +133,9 @@ def measure(job: Job) -> dict[str, Any]:
 def _compared(
     net: co.CoModule, stepping: Stepping, peer: Any, arrays: Any, tensors: Any, job: Job
 ) -> tuple[float, dict[str, float]]:
-    """Seconds of the first step of ``continual``, and how far the outputs are apart.
+    """The seconds of the first step of ``continual``, and the deviation of the outputs.
 
-    Both streams are in their steady state then.
+    Afterwards, both streams are in their steady state.
     """
     ours, theirs, first = [], [], 0.0
     steps = net.delay + (_COMPARED - 1) * net.timing.stride + 1
@@ -159,7 +159,7 @@ def _compared(
 def _steps(
     net: co.CoModule, stepping: Stepping, peer: Any, arrays: Any, tensors: Any, job: Job
 ) -> dict[str, Callable[[int], None]]:
-    """Each way to take so many steps."""
+    """The ways to step, as functions of the number of steps."""
 
     def run_continual(steps: int) -> None:
         for t in range(steps):
@@ -175,14 +175,14 @@ def _steps(
     ways = {"continual": run_continual, "cojax": run_step}
     if job.brief:
         return ways
-    # Frames arrive on the host, but on a GPU what is compared has them there.
+    # A Stream gets its frames from the host; on a GPU, from the GPU, as the other ways do.
     given = arrays if job.device == "gpu" else [np.asarray(x) for x in arrays]
     stream = co.Stream(net, stepping.variables, arrays[0])
     for t in range(net.delay + 1):
         stream(given[t % _FRAMES])
 
     def run_stream(steps: int) -> None:
-        """A multiple of the stride: the last step answers, so that all are over when it has."""
+        """Takes a multiple of the stride: the last step emits, and its output completes all."""
         for t in range(steps):
             y = stream(given[t % _FRAMES])
         jax.block_until_ready(y)
@@ -193,7 +193,7 @@ def _steps(
 def _windows(
     clips: Clips, run_step: Callable[[int], None], stride: int, job: Job
 ) -> dict[str, Any]:
-    """Times of a prediction from a window of the stream, recomputed where a step would answer."""
+    """Times of a prediction from its whole window, computed wherever a step would emit."""
     ways = {"cojax step": run_step, **clips.ways(stride)}
     few = dataclasses.replace(job, rounds=max(3, job.rounds // 4))
     times = per_turn(ways, few, stride)
@@ -240,7 +240,7 @@ def _tensors(state: Any) -> list[Tensor]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What steps take, and what it comes to."""
+    """Tables of the times and the costs of a step."""
     times = aligned(
         (
             *("network", "batch", "continual, ms", "cojax, ms", "continual takes x times"),
@@ -308,7 +308,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _within(row: Any, *path: str) -> float | None:
-    """What stands there, if it was measured."""
+    """The value at this path, or None if it was not measured."""
     for name in path:
         row = row.get(name) if row else None
     return row

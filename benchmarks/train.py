@@ -2,10 +2,10 @@
 
     python -m benchmarks.train [--device cpu|gpu] [--json FILE] [NAME ...]
 
-A step is forward and backward of a batch of clips in training mode, without dropout, by the
-cross-entropy of the mean output, and an update by SGD with momentum (optax's, and torch's). Clips
-are small enough for a CPU: ``lesson`` in ``benchmarks.networks``. The losses of the first steps are
-compared first: the second shows whether gradients agree.
+A training step is a forward and backward pass over a batch of clips, in training mode without
+dropout, and an update by SGD with momentum, of optax and of torch. The loss is the cross-entropy of
+the mean output. Clips are small enough for a CPU: see ``lesson`` in ``benchmarks.networks``. The
+losses of the first steps are compared first; the second one shows whether the gradients agree.
 """
 
 import math
@@ -41,9 +41,9 @@ from benchmarks.peers import overwriting, to_torch_nn
 
 NAMES = tuple(name for name, network in NETWORKS.items() if network.training is not None)
 _RATE, _MOMENTUM = 1e-3, 0.9
-_STEPS = 3  # So many losses are compared.
-# A loss is a mean, in which rounding averages out; gradients carry it on: those of CoS-TR* in
-# float32 are 1 % off those in float64.
+_STEPS = 3  # How many losses are compared.
+# A loss is a mean, in which rounding errors average out. Gradients carry them along: for CoS-TR*,
+# gradients in float32 differ by 1 % from those in float64.
 _TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 _OF_CHANGE = 0.02
 
@@ -59,7 +59,7 @@ class Ours:
     """The network that is trained in cojax.
 
     Attributes:
-      compile_seconds: what lowering and compiling its training step took.
+      compile_seconds: the seconds for lowering and compiling its training step.
     """
 
     def __init__(self, net: Any, variables: Any, x: Any, labels: np.ndarray):
@@ -107,7 +107,7 @@ class Theirs:
 
 
 def _compared(ours: Ours, theirs: Theirs, job: Job) -> list[float]:
-    """How far the losses of the first steps are apart, in proportion."""
+    """The relative differences between the losses of the first steps."""
     apart: list[float] = []
     first = math.nan
     for number in range(1, _STEPS + 1):
@@ -115,7 +115,7 @@ def _compared(ours: Ours, theirs: Theirs, job: Job) -> list[float]:
         first = b if number == 1 else first
         apart.append(abs(a - b) / abs(b))
         allowed = _TOLERANCE[job.dtype] * abs(b) + _OF_CHANGE * abs(b - first)
-        # Not written as a > so that a NaN is one.
+        # Not written as >, so that a NaN is a disagreement too.
         if not abs(a - b) <= allowed:
             raise Disagreement(f"the loss of step {number} is {a} in cojax and {b} in torch")
     return apart
@@ -155,7 +155,7 @@ def measure(job: Job) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What a step of training takes."""
+    """A table of the times of a training step."""
     header = ("network", "clips", "torch, ms", "cojax, ms", "torch takes x times", "compiled, s")
     cells = [
         (

@@ -1,4 +1,4 @@
-"""Weights drawn from the names of what they are, the same on every machine."""
+"""Weights drawn from the names of their entries, the same on every machine."""
 
 import zlib
 
@@ -9,7 +9,7 @@ from cojax.interop.names import entries
 
 
 def state_dict_of(net: co.CoModule) -> dict[str, np.ndarray]:
-    """The weights of a network, and statistics of its norms that are none of a fresh one."""
+    """The weights of a network, and statistics of its norms that differ from the initial ones."""
     return {entry.name: weight_rule(entry.name, entry.torch_shape) for entry in entries(net)}
 
 
@@ -27,7 +27,7 @@ def weight_rule(name: str, shape: tuple[int, ...], graph_attention_mean: float =
         value = 0.5 + uniform
     elif leaf in ("running_mean", "bias", "in_proj_bias"):
         value = 0.1 * normal
-    elif len(shape) == 1:  # Scales of norms; the last norm of a residual branch is smaller.
+    elif len(shape) == 1:  # Scales of norms, smaller in the last norm of a residual branch.
         value = (0.5 + uniform) * (0.3 if owner in ("c_bn", "norm_c") else 1.0)
     elif name.endswith("pe.weight"):
         value = 0.5 * normal
@@ -38,5 +38,5 @@ def weight_rule(name: str, shape: tuple[int, ...], graph_attention_mean: float =
 
 
 def named_rng(name: str) -> np.random.Generator:
-    """Random numbers that follow from a name."""
+    """A random generator seeded with a name."""
     return np.random.default_rng(zlib.crc32(name.encode()))

@@ -1,10 +1,10 @@
-"""What the networks of the zoo cost, beside what the README of ``continual-inference`` says.
+"""What the networks of the zoo cost, next to the figures in ``continual-inference``'s README.
 
     python -m benchmarks.zoo [--json FILE] [NAME ...]
 
 Nothing is run or compiled: parameters, timings and multiply-accumulates (MACs) follow from the
-networks. A step is one of batch 1, on average; in brackets, one with an output, where not all have
-one. The clip is what the regular network, without a memory, computes for one prediction.
+networks. A step is an average step at batch 1; in parentheses, a step with an output, if not all
+steps have one. The clip is what the regular network, without a memory, computes for one prediction.
 """
 
 import argparse
@@ -38,13 +38,13 @@ class Entry:
     """A network of the zoo.
 
     Attributes:
-      build: makes it.
+      build: makes the network.
       step: the shape of a step.
       regular: makes the network that is run on clips, for which others publish a cost.
-      length: the steps of such a clip.
-      giga: MACs of a step in the README of ``continual``, in 10^9; None where it has none.
-      reduction: how many times as many it says a clip needs.
-      notes: keys of :data:`NOTES`: why figures differ.
+      length: the number of steps in such a clip.
+      giga: the MACs of a step in the README of ``continual``, in 10^9; None if it has no figure.
+      reduction: how many times as many MACs a clip needs, according to that README.
+      notes: keys of :data:`NOTES`, which say why figures differ.
     """
 
     build: Callable[[], co.CoModule]
@@ -68,7 +68,7 @@ def _video(
     reduction: float,
     notes: str,
 ) -> Entry:
-    # What is run on clips averages over a clip alone.
+    # The network that is run on clips averages over just one clip.
     return Entry(
         build, (1, 3, size, size), lambda: build(pool_size=length), length, giga, reduction, notes
     )
@@ -121,7 +121,7 @@ class Cost:
     """What a network costs.
 
     Attributes:
-      parameters, trained: its parameters, and those of them that are trained.
+      parameters, trained: the number of its parameters, and of those that are trained.
       timing: its timing.
       step: the MACs of a step, on average.
       answering: the MACs of a step with an output.
@@ -137,12 +137,12 @@ class Cost:
 
     @property
     def reduction(self) -> float:
-        """How many times the MACs of a step those of the clip are."""
+        """The MACs of the clip as a multiple of those of a step."""
         return float(self.clip.total / self.step.total)
 
 
 def cost(entry: Entry) -> Cost:
-    """What a network costs; that of many layers takes seconds to count."""
+    """What a network costs; with many layers, counting takes seconds."""
     net = entry.build()
     variables = declared(net)
     trained, frozen = (
@@ -155,7 +155,7 @@ def cost(entry: Entry) -> Cost:
         trained=trained,
         timing=net.timing,
         step=step.macs,
-        # Whatever its stride, each layer makes an output then.
+        # In such a step every layer emits, whatever its stride.
         answering=sum((layer.each for layer in step.layers if layer.each), Macs()),
         clip=co.flops(entry.regular(), entry.clip, mode="forward").macs,
     )
@@ -168,7 +168,7 @@ HEADER = (
 
 
 def row(name: str, entry: Entry, cost: Cost) -> tuple[str, ...]:
-    """The cells of the table; MACs in 10^9."""
+    """The cells of a row of the table; MACs in 10^9."""
     trained = "" if cost.trained == cost.parameters else f" ({cost.trained:,})"
     answering = "" if cost.timing.stride == 1 else f" ({_giga(cost.answering.linear)})"
     return (
@@ -205,7 +205,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_json(entry: Entry, cost: Cost) -> dict[str, Any]:
-    """All figures of a network: MACs exactly, those of ``continual`` as published."""
+    """All figures of a network: exact MACs, and those of ``continual`` as published."""
 
     def exactly(macs: Macs) -> dict[str, float]:
         return {"linear": float(macs.linear), "matmul": float(macs.matmul)}
@@ -224,7 +224,7 @@ def as_json(entry: Entry, cost: Cost) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table and, where asked to, writes its figures as JSON."""
+    """Prints the table and, if asked to, writes its figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ZOO)}")
     parser.add_argument("--json", type=Path, help="where the figures go")

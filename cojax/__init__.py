@@ -102,7 +102,7 @@ from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import GRU, LSTM, RNN
 from cojax.layers.shape import Reshape
 from cojax.layers.stepping import forward_stepping
-from cojax.module import CoModule
+from cojax.module import CoModule, TimeLocal
 from cojax.streaming.files import StateFileError
 from cojax.streaming.stream import Stream
 from cojax.timing import Timing
@@ -200,6 +200,7 @@ __all__ = [
     "Tanh",
     "Tanhshrink",
     "Threshold",
+    "TimeLocal",
     "Timing",
     "TransformerEncoder",
     "TransformerEncoderLayer",

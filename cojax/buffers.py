@@ -1,7 +1,7 @@
-"""The memories of a stream: counters and rings.
+"""The memory of a stream: counters, and rings of past frames.
 
-A step writes one slot of a ring, in place where the state is donated, and none on an invalid frame.
-Frames lie there with their channels last.
+A step writes one slot of a ring, in place if the state is donated; an invalid frame leaves the ring
+unchanged. Frames are stored with their channels last.
 """
 
 import math
@@ -19,10 +19,11 @@ from cojax.timing import Timing
 
 
 class Counter(NamedTuple):
-    """Counts valid frames: exactly up to ``exact``, and from there on in cycles of ``period``.
+    """Counts valid frames: exactly up to ``exact``, and from then on in cycles of ``period``.
 
-    So it never overflows, yet tells warm-up from steady state, and the phase of whatever divides
-    the period. A counter that could only stand at zero is not kept at all.
+    The count therefore never overflows, yet it distinguishes warm-up from steady state and gives
+    the phase of anything whose own period divides ``period``. A counter that would always be zero
+    is not part of the state.
     """
 
     exact: int
@@ -30,7 +31,7 @@ class Counter(NamedTuple):
 
     @classmethod
     def for_timing(cls, timing: Timing, exact: int = 0, slots: int = 1) -> "Counter":
-        """A counter for a layer's emissions, and the places of a ring of ``slots``."""
+        """Returns a counter for when a layer emits, and for positions in a ring of ``slots``."""
         return cls(max(timing.delay, exact), math.lcm(timing.stride, slots))
 
     def fresh(self) -> State:
@@ -41,7 +42,7 @@ class Counter(NamedTuple):
         return self.exact > 0 or self.period > 1
 
     def of(self, state: State) -> Array | int:
-        """The number of valid frames before this one."""
+        """Returns the count of the valid frames before this one."""
         return state["count"] if self.needed else 0
 
     def advance(self, state: State, valid: bool | Array) -> State:
@@ -52,7 +53,7 @@ class Counter(NamedTuple):
         return {"count": select(valid, count, state["count"])}
 
     def advance_by(self, state: State, frames: int | Array) -> State:
-        """The state after so many valid frames."""
+        """Returns the state after ``frames`` more valid frames."""
         if not self.needed:
             return {}
         count = state["count"] + frames
@@ -60,7 +61,7 @@ class Counter(NamedTuple):
         return {"count": jnp.where(count < self.exact + self.period, count, cyclic)}
 
     def emits(self, state: State, timing: Timing) -> bool | Array:
-        """Whether a layer of this timing emits on this frame."""
+        """Returns whether a layer of this timing emits on this frame."""
         count = self.of(state)
         if timing.delay == 0 and timing.stride == 1:
             return True
@@ -70,11 +71,12 @@ class Counter(NamedTuple):
 
 
 def counted_together(state: State) -> State:
-    """The same state, whose counters are read from one vector.
+    """Returns the same state, with all counters read from a single vector.
 
-    Where each is read by itself, a GPU copies each before it counts on, by a kernel, and counts on
-    by another: a step of CoX3D-S takes 380 kernels then, and 251 so. A CPU saves a microsecond for
-    each (four residual blocks of two convolutions: 131 us a step instead of 144).
+    If each counter is read separately, a GPU launches two kernels for each: one to copy it, and one
+    to increment it. A step of CoX3D-S then takes 380 kernels; with a single vector it takes 251. A
+    CPU saves one microsecond per counter (a step of four residual blocks of two convolutions takes
+    131 us instead of 144).
     """
     leaves, tree = jax.tree.flatten(state)
     places = [i for i, leaf in enumerate(leaves) if leaf.ndim == 0 and leaf.dtype == jnp.int32]
@@ -86,22 +88,22 @@ def counted_together(state: State) -> State:
 
 
 def ring(x: Spec, slots: int, fill: float = 0) -> Array:
-    """A ring ``(B, slots, ...)`` for frames ``(B, ...)`` of this spec."""
+    """Returns a fresh ring ``(B, slots, ...)`` for frames ``(B, ...)`` of this spec."""
     return jnp.full((x.shape[0], slots, *x.shape[1:]), fill, x.dtype)
 
 
 def write(
     ring: Array, frame: Array, count: Array | int, valid: bool | Array, axis: int = 1
 ) -> Array:
-    """The ring with the frame in place of the oldest, at ``count % n``; unchanged where invalid.
+    """Returns the ring with the frame replacing the oldest, at ``count % n``, unless invalid.
 
-    What is read has the shape of what is written. Else XLA reads it apart from writing, and in a
-    branch it would copy the ring for that.
+    The slice that is read has the shape of the slice that is written. Otherwise XLA would separate
+    the read from the write, and within a branch it would copy the ring for that.
     """
     slots = ring.shape[axis]
     slot, position = jnp.expand_dims(frame, axis), count % slots
     if slots == 1:
-        # XLA would lay the frame out as it likes, and then copy it to where the ring lies.
+        # Otherwise XLA would choose a layout for the frame, and then copy it into the ring.
         return jnp.where(jnp.logical_and(valid, count >= 0), slot, ring)
     if valid is not True:
         slot = jnp.where(valid, slot, lax.dynamic_slice_in_dim(ring, position, 1, axis))
@@ -109,21 +111,23 @@ def write(
 
 
 def read(ring: Array, position: Array | int, axis: int = 1) -> Array:
-    """The frame in the slot at ``position``."""
+    """Returns the frame in the slot at ``position``."""
     return lax.dynamic_index_in_dim(ring, position, axis, keepdims=False)
 
 
 def read_before_write(ring: Array, count: Array | int, x: Array) -> tuple[Array, Array | int]:
-    """The oldest frame of a ring that is written to afterwards, and the count to write it by.
+    """Returns the oldest frame of a ring, and the count with which to write to the ring afterwards.
 
-    The frame is read once, into memory of its own. Else XLA would read it wherever it is needed,
-    and copy the ring, to write to it before that. On a CPU nothing is fused with what a branch
-    gives; on a GPU a branch would have the host wait.
+    The frame is read once, into a buffer of its own. Otherwise XLA would read it wherever it is
+    used, and would copy the ring in order to write to it earlier than that. On a CPU the read is in
+    a branch, since nothing is fused with the output of a branch; on a GPU it has an optimization
+    barrier instead, since a branch would make the host wait.
 
     Args:
-      ring: ``(B, n, ...)``; the oldest frame lies at ``count % n``.
-      count: how many frames were written before.
-      x: what is written comes from; the frame is read when it is there, and not all at the start.
+      ring: ``(B, n, ...)``; the oldest frame is at ``count % n``.
+      count: the number of frames written before.
+      x: the array from which the frame to write is computed. The oldest frame is read when ``x`` is
+        available, so that the reads of all rings do not happen at the start of the step.
     """
     count = following(count, x)
     frame = _oldest(ring, count)
@@ -149,7 +153,7 @@ def _oldest(ring: Array, count: Array) -> Array:
 
 @_oldest.defjvp
 def _oldest_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """By a mask: so the gradient is added to that of the ring as it is made, and not laid out."""
+    """Reads by a mask: its gradient is added to the ring's as it is computed, not materialized."""
     ring, count = primals
 
     @recomputed
@@ -161,71 +165,75 @@ def _oldest_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def shown(ring: Array, frame: Array, count: Array | int, places: Any) -> Array:
-    """A window ``(B, *S, k, C)``: frames of a ring, in the order given, and the frame at hand.
+    """Returns a window ``(B, *S, k, C)``: frames of a ring in a given order, and the current frame.
 
     Args:
-      ring: the frames before, ``(B, n, *S, C)``; the oldest lies at ``count % n``.
-      frame: the frame at hand, ``(B, *S, C)``.
-      count: how many frames were written before.
-      places: where the frames to show lie, before the remainder by ``n`` is taken.
+      ring: the previous frames, ``(B, n, *S, C)``; the oldest is at ``count % n``.
+      frame: the current frame, ``(B, *S, C)``.
+      count: the number of frames written before.
+      places: the positions of the frames to include, before reduction modulo ``n``.
     """
     slots = ring.shape[1]
     return jnp.stack([*(read(ring, place % slots) for place in places), frame], axis=-2)
 
 
 def following(count: Array | int, y: Array) -> Array | int:
-    """A count of frames, which XLA takes to depend on ``y``.
+    """Returns the count of frames, with a data dependency on ``y`` that XLA cannot remove.
 
-    What is written at its place is written when ``y`` is computed, and so is all that was read.
+    A write at the position it gives happens after ``y`` is computed, and thus after everything that
+    ``y`` depends on has been read.
     """
     if not y.size:
         return count
     bits = lax.bitcast_convert_type(y[(0,) * y.ndim].astype(jnp.float32), jnp.int32)
-    return count + (bits & (count >> 31))  # a count has no sign
+    return count + (bits & (count >> 31))  # a count is never negative: this adds 0
 
 
 def unrolled(ring: Array, count: Array | int, axis: int = 1) -> Array:
-    """A ring's frames, oldest first, given how many were written."""
+    """Returns a ring's frames, oldest first, given how many were written."""
     slots = ring.shape[axis]
     return jnp.take(ring, (count + jnp.arange(slots)) % slots, axis, mode="clip")
 
 
 def joined(ring: Array, count: Array | int, chunk: Chunk) -> Array:
-    """A ring's frames, oldest first, and those of a chunk: ``(B, n + T, *S, C)``."""
+    """Returns a ring's frames, oldest first, and those of a chunk: ``(B, n + T, *S, C)``."""
     return join(unrolled(ring, count), channels_last(chunk.clean()), chunk.blank)
 
 
 def windows(frames: Array, steps: int) -> Array:
-    """All windows of consecutive frames: ``(B, T, ...)`` to ``(B, T - steps + 1, steps, ...)``."""
+    """Returns all windows of ``steps`` consecutive frames.
+
+    ``(B, T, ...)`` to ``(B, T - steps + 1, steps, ...)``.
+    """
     places = jnp.arange(frames.shape[1] - steps + 1)[:, None] + jnp.arange(steps)
     return jnp.take(frames, places, axis=1, mode="clip")
 
 
 def rolled(frames: Array, slots: int, count: Array | int) -> Array:
-    """The ring of the newest of frames, oldest first, given how many were written."""
+    """Returns the ring of the newest of some frames, oldest first, given how many were written."""
     places = (jnp.arange(slots) - count) % slots
     return jnp.take(frames[:, frames.shape[1] - slots :], places, axis=1, mode="clip")
 
 
 class DelayLine(NamedTuple):
-    """Holds frames back: a ring of ``length`` slots, turned by a counter."""
+    """Delays frames by up to ``length`` steps: a ring of ``length`` slots, and its counter."""
 
     length: int
     counter: Counter
 
     @classmethod
     def of(cls, length: int, timing: Timing | None = None) -> "DelayLine":
-        """A line whose counter also serves a layer of this timing."""
+        """Returns a delay line whose counter also serves a layer of this timing."""
         timing = Timing(delay=length) if timing is None else timing
         return cls(length, Counter.for_timing(timing, exact=length, slots=max(length, 1)))
 
     def fresh(self, x: Spec) -> State:
-        """``{"ring": (B, length, *S, C), "count": int32}``; no ring for a length of 0."""
+        """Returns ``{"ring": (B, length, *S, C), "count": int32}``; no ring if the length is 0."""
         memory = {"ring": ring(spec_last(x), self.length)} if self.length else {}
         return {**memory, **self.counter.fresh()}
 
     def push(self, state: State, flow: Signal | Chunk) -> "Pushed":
-        """Takes in the signal's frame, or the chunk's frames."""
+        """Adds a signal's frame, or a chunk's frames, to the line."""
         if isinstance(flow, Chunk):
             after = self.counter.advance_by(state, flow.valid_steps)
             if not self.length:
@@ -243,13 +251,13 @@ class DelayLine(NamedTuple):
 
 
 class Pushed(NamedTuple):
-    """What a line took in.
+    """The result of adding a signal or a chunk to a :class:`DelayLine`.
 
     Attributes:
       flow: the signal, or the chunk.
-      before, after: the line's states.
-      memory: the oldest frame ``(B, *S, C)``, or all ``length`` and those of the chunk, ``(B, T,
-        *S, C)``; None from a line of length 0.
+      before, after: the states of the line.
+      memory: for a signal, the oldest frame, ``(B, *S, C)``; for a chunk, all ``length`` frames
+        followed by those of the chunk, ``(B, length + T, *S, C)``; None if the length is 0.
     """
 
     flow: Any
@@ -258,7 +266,7 @@ class Pushed(NamedTuple):
     memory: Array | None
 
     def held(self, steps: int) -> Any:
-        """What came so many valid frames before what was taken in."""
+        """Returns the flow delayed by ``steps`` valid frames."""
         if steps == 0:
             return self.flow
         assert self.memory is not None

@@ -1,4 +1,4 @@
-"""Which mode the call of a network runs."""
+"""The call mode: which method a call of a network runs."""
 
 from contextlib import AbstractContextManager
 
@@ -6,16 +6,16 @@ import jax
 
 MODES = ("forward", "forward_step", "forward_steps", "forward_stream")
 
-# Part of the key under which JAX keeps compiled functions: one that was traced in another mode is
-# traced anew.
+# Part of the key of JAX's caches of compiled functions: a function that was traced in one mode is
+# traced again in another.
 _context = jax.make_user_context(None)
 
 
 def call_mode(mode: str) -> AbstractContextManager[None]:
-    """Runs ``net.apply(variables, ...)`` in another mode, whatever the network's own.
+    """Context in which ``net.apply(variables, ...)`` runs in ``mode``, whatever the network's own.
 
-    The mode is part of the key of JAX's caches: a function compiled outside is not reused within,
-    nor the other way round.
+    The mode is part of the key of JAX's caches: a function compiled outside the context is not
+    reused inside it, nor vice versa.
 
     Example::
 
@@ -37,12 +37,12 @@ def call_mode(mode: str) -> AbstractContextManager[None]:
 
 
 def require_mode(mode: str) -> str:
-    """The mode. Raises a ValueError unless it is one."""
+    """Returns the mode, or raises a ValueError if there is no such mode."""
     if mode not in MODES:
         raise ValueError(f"a call mode is one of {', '.join(map(repr, MODES))}, got {mode!r}")
     return mode
 
 
 def current(own: str) -> str:
-    """The mode of the context, or else the network's own."""
+    """Returns the mode set by the context or, outside of any, the network's own."""
     return _context.value or own

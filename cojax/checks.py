@@ -1,4 +1,4 @@
-"""What modules require of what they are given."""
+"""Checks of the inputs, states and flags that modules are given."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from cojax.frames import Spec, State
 
 
 def require_floating(x: Spec, module: Any) -> None:
-    """Raises an InputError unless the dtype is a floating one."""
+    """Raises an InputError unless the dtype is a floating-point one."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise InputError(
             f"{type(module).__name__} computes in the dtype of its input, which must be a floating "
@@ -21,7 +21,7 @@ def require_floating(x: Spec, module: Any) -> None:
 
 
 def require_step(x: Any, module: Any, space: int, channels: int | None = None) -> None:
-    """Raises an InputError unless ``x`` is a floating step with these axes."""
+    """Raises an InputError unless ``x`` is a floating-point step with these axes."""
     axes = ", ".join(["batch", "channel", "height", "width"][: 2 + space])
     if space == 1:
         axes = "batch, channel, space"
@@ -44,7 +44,7 @@ def require_step(x: Any, module: Any, space: int, channels: int | None = None) -
 
 
 def require_state(state: Any) -> None:
-    """Raises an InputError for anything but a state, such as a frame in its place."""
+    """Raises an InputError for anything but a state, such as a frame passed in its place."""
     if not isinstance(state, Mapping):
         raise InputError(
             f"a step is given the state, a dict from init_state, and then the frame; got "
@@ -53,14 +53,14 @@ def require_state(state: Any) -> None:
 
 
 def require_static(**flags: Any) -> None:
-    """Raises an InputError for a flag that is not known while tracing."""
+    """Raises an InputError for a flag that is not a bool known while tracing."""
     for name, flag in flags.items():
         if not isinstance(flag, bool | np.bool_):
             raise InputError(f"{name} must be a bool, known while tracing, got {flag!r}")
 
 
 def misfits(expected: State, given: State) -> list[str]:
-    """In what a state differs from what it should be like, leaf by leaf."""
+    """Returns how a state differs from the expected one: a line for each leaf that does."""
     wanted, found = _leaves(expected), _leaves(given)
     return [
         *(f"{path}: missing, expected {wanted[path]}" for path in sorted(wanted.keys() - found)),

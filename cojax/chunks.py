@@ -1,6 +1,6 @@
-"""Many steps at once: what flows when a chunk of a stream is computed as a whole.
+"""Chunks: what flows between layers when many steps of a stream are computed at once.
 
-A layer that knows its memory computes a chunk like a clip whose padding is that memory: one
+A layer can compute a chunk like a clip whose padding is the layer's memory: for instance, as one
 convolution over window and chunk instead of a scan over steps.
 """
 
@@ -19,16 +19,17 @@ from cojax.timing import Timing
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """Frames of a stream, oldest first: ``blank`` invalid ones, and behind them only valid ones.
+    """Frames of a stream, oldest first: ``blank`` invalid frames, followed only by valid ones.
 
-    A strided layer hands on no more than ``ceil(T / stride)`` of ``T`` frames, the last of them at
-    a place that only its counter knows.
+    A strided layer turns ``T`` frames into at most ``ceil(T / stride)``; at which step it emits the
+    last of them depends on its counter.
 
     Attributes:
       value: ``(B, C, T, *S)``.
-      blank: the number of invalid frames in front; 0 where that is known while tracing.
-      last: the place of the last frame among the steps that came in.
-      stride: the steps from one frame to the next.
+      blank: the number of invalid frames at the start; the int 0 if it is known while tracing that
+        there are none.
+      last: the position of the last frame among the input steps of the chunk.
+      stride: the number of input steps from one frame to the next.
     """
 
     value: Array
@@ -38,12 +39,12 @@ class Chunk:
 
     @property
     def steps(self) -> int:
-        """How many frames there are, the invalid ones included."""
+        """The number of frames, including invalid ones."""
         return self.value.shape[2]
 
     @property
     def valid_steps(self) -> int | Array:
-        """How many frames are valid."""
+        """The number of valid frames."""
         return self.steps - self.blank
 
     @property
@@ -52,7 +53,7 @@ class Chunk:
         return jnp.arange(self.steps) >= self.blank
 
     def clean(self) -> Array:
-        """The value to compute with: zero where invalid."""
+        """Returns the value to compute with: zero where invalid."""
         if isinstance(self.blank, int) and not self.blank:
             return self.value
         valid = self.valid.reshape(-1, *(1,) * (self.value.ndim - 2))
@@ -60,11 +61,11 @@ class Chunk:
         return channels_second(jnp.where(valid, value, jnp.zeros((), value.dtype)))
 
     def becomes(self, value: Array) -> "Chunk":
-        """The same frames with other values."""
+        """Returns the same frames with another value."""
         return dataclasses.replace(self, value=value)
 
     def emitted(self, count: int | Array, timing: Timing) -> "Emitted":
-        """Which frames a layer answers that took in ``count`` valid ones before this chunk."""
+        """Returns the frames at which a layer emits, if ``count`` valid ones precede the chunk."""
         if timing.stride == 1:
             blank: int | Array = self.blank
             if timing.delay:
@@ -78,18 +79,18 @@ class Chunk:
         return Emitted(steps, last, steps - answers)
 
     def leaves(self, value: Array, emitted: "Emitted", timing: Timing) -> "Chunk":
-        """The chunk that leaves a layer of this timing: an answer for each frame emitted."""
+        """Returns the output chunk of a layer of this timing: one output per emitted frame."""
         last = self.last - (self.steps - 1 - emitted.last) * self.stride
         return Chunk(value, emitted.blank, last, self.stride * timing.stride)
 
 
 class Emitted(NamedTuple):
-    """The frames of a chunk that a layer answers: a stride apart, up to the last.
+    """The frames of a chunk at which a layer emits outputs: one stride apart, up to ``last``.
 
     Attributes:
-      steps: how many, those included that stand for no answer.
-      last: the frame that the last of them answers.
-      blank: how many of them, in front, stand for no answer.
+      steps: the number of outputs, including invalid ones.
+      last: the frame at which the last output is emitted.
+      blank: the number of invalid outputs, which come first.
     """
 
     steps: int
@@ -97,11 +98,11 @@ class Emitted(NamedTuple):
     blank: int | Array
 
     def frames(self, stride: int) -> Array:
-        """The frames answered, ``(steps,)``; negative ones stand for no answer."""
+        """Returns the numbers of these frames, ``(steps,)``; negative ones have no output."""
         return self.last - stride * jnp.arange(self.steps)[::-1]
 
     def covered(self, joined: Array, field: int, stride: int) -> Array:
-        """What the windows of the frames answered cover, the first window's start in front.
+        """Returns what the windows of all outputs cover, from the start of the first window on.
 
         Args:
           joined: the ``field - 1`` frames before the chunk, and the chunk, ``(B, T, ...)``.
@@ -119,7 +120,7 @@ class Emitted(NamedTuple):
 
 
 def join(memory: Array, frames: Array, blank: int | Array) -> Array:
-    """What came before, and a chunk's frames: memory ends where the first valid frame begins."""
+    """Joins a memory and a chunk's frames: the memory ends where the first valid frame begins."""
     if isinstance(blank, int) and not blank:
         return jnp.concatenate([memory, frames], axis=1)
     joined = jnp.concatenate([jnp.zeros_like(memory), frames], axis=1)
@@ -127,14 +128,17 @@ def join(memory: Array, frames: Array, blank: int | Array) -> Array:
 
 
 def begun(memory: Array, frames: Array, chunk: Chunk, count: Array | int) -> Array:
-    """A memory, filled with a chunk's first valid frame if the stream begins with that."""
+    """Returns a memory, filled with the chunk's first valid frame if the stream begins with it."""
     first = jnp.take(frames, jnp.minimum(chunk.blank, chunk.steps - 1), axis=1)
     begins = (count == 0) & (chunk.valid_steps > 0)
     return jnp.where(begins, first[:, None], memory)
 
 
 def met(flows: Sequence[Any], value: Array) -> Any:
-    """What is made of several frames, or chunks: valid where all are, past the end where one is."""
+    """Returns a frame, or a chunk, of a value computed from several.
+
+    It is valid where all of them are, and past the end of the stream where one of them is.
+    """
     first = flows[0]
     if isinstance(first, Chunk):
         blank = functools.reduce(jnp.maximum, [chunk.blank for chunk in flows])
@@ -149,5 +153,5 @@ def met(flows: Sequence[Any], value: Array) -> Any:
 
 
 def is_chunk(flow: Any) -> bool:
-    """Whether a chunk flows (or several), and not a step."""
+    """Returns whether one or several chunks flow, as opposed to steps."""
     return isinstance(flat_streams(flow)[0], Chunk)

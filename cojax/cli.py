@@ -21,17 +21,17 @@ _DEMO = "cojax.demo.network:activity_network"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command, and returns its exit status.
+    """Runs a command and returns its exit status.
 
-    It is 0, or 1 for a video that breaks off, 2 for arguments that do not work, and 130 where the
-    user interrupts.
+    The status is 0 on success, 1 if a video breaks off, 2 if the arguments cannot be used, and 130
+    if the user interrupts.
     """
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
     except (ValueError, TypeError, ImportError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            # The reader has gone: nothing is left to say, and nowhere to say it.
+            # The reader has closed the pipe: there is nowhere to write to, and nothing to report.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         print(f"cojax {options.command}: {error}", file=sys.stderr)
@@ -182,7 +182,7 @@ def _stream(options: argparse.Namespace) -> int:
     labels = options.labels.split(",") if options.labels else labels
     recording = arrays.load(options.file) if options.file else None
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # What is no text is a malformed line, like others.
+        sys.stdin.reconfigure(errors="replace")  # Undecodable bytes make a malformed line.
     incoming: Any = iter(sys.stdin)
     if options.shape:
         shape = _shape(options.shape)
@@ -215,7 +215,7 @@ def _stream(options: argparse.Namespace) -> int:
 
 
 def _stream_network(options: argparse.Namespace) -> tuple[co.CoModule, Any, list[str] | None]:
-    """The network, its variables, and the names of its outputs where they are known."""
+    """Returns the network, its variables, and the names of its outputs if they are known."""
     from cojax.demo import network
 
     if options.model:
@@ -274,7 +274,7 @@ def _video(options: argparse.Namespace) -> int:
 
 
 def _video_network(options: argparse.Namespace, classes: int) -> tuple[co.CoModule, int, Fraction]:
-    """The network, the side of its images, and the frames a second that it is shown."""
+    """Returns the network, the side of its images, and the frames per second that it is given."""
     if options.net:
         if not options.fps or not options.image_size or options.pool_size:
             raise ValueError("--net needs --fps and --image-size, and has a --pool-size of its own")
@@ -325,7 +325,7 @@ def _shape(sizes: str) -> list[int]:
 
 
 def _network(where: str) -> co.CoModule:
-    """The network that a function makes, in an importable module or a file."""
+    """Returns the network made by a function in an importable module or a file."""
     place, _, name = where.rpartition(":")
     if not place:
         raise ValueError(f"a network is WHERE:FUNCTION, as in my_networks.py:tiny, got {where!r}")

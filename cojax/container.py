@@ -1,4 +1,4 @@
-"""What modules that hold other modules share."""
+"""The base of modules that hold other modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +12,15 @@ from cojax.module import CoModule, advance
 
 
 class Container(CoModule):
-    """Holds modules by name, in an order.
+    """Holds modules by name, in a fixed order.
 
-    A child's variables and state lie under ``layers_<name>``, where ``<name>`` is the part of its
-    torch path: torch ``0.conv.weight`` is ``layers_0/layers_conv/kernel``.
+    A child's variables and state are stored under ``layers_<name>``, where ``<name>`` is its part
+    of the torch path: torch ``0.conv.weight`` is ``layers_0/layers_conv/kernel``.
 
     Attributes:
       layers: the modules by name.
-      order: their names as they run. (Flax's lifted transforms sort the keys of ``layers``.)
+      order: their names in the order they run. (Flax's lifted transforms sort the keys of
+        ``layers``.)
     """
 
     layers: Mapping[str, CoModule]
@@ -28,43 +29,43 @@ class Container(CoModule):
     def children(self) -> Mapping[str, CoModule]:
         return {name: self.layers[name] for name in self.order}
 
-    # One module within, by its name; an InputError says where it was raised.
+    # The methods of one child, by its name; an InputError says in which child it was raised.
 
     @nn.nowrap
     def child_spec(self, name: str, x: Any) -> Any:
-        """The spec of its output, for an input of spec ``x``."""
+        """Returns the spec of the child's output, for an input of spec ``x``."""
         with located(key(name)):
             return self.layers[name].output_spec(x)
 
     @nn.nowrap
     def child_state(self, name: str, x: Any) -> State:
-        """Its state before the first step of spec ``x``."""
+        """Returns the child's state before its first step, for steps of spec ``x``."""
         with located(key(name)):
             return self.layers[name].fresh_state(x)
 
     @nn.nowrap
     def child_clip(self, name: str, x: Any, train: bool) -> Any:
-        """Its output for a clip."""
+        """Returns the child's output for a clip."""
         with located(key(name)):
             return self.layers[name].clip(x, train=train)
 
     @nn.nowrap
     def child_step(self, name: str, state: State, flow: Any, train: bool) -> tuple[Any, State]:
-        """Its step or chunk, by what flows, from its part of the container's state."""
+        """Advances the child by a step or a chunk, from its part of the container's state."""
         with located(key(name)):
             return advance(self.layers[name], state.get(key(name), {}), flow, train)
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        # Its step advances those within by what flows, be it a step or a chunk.
+        # A container's step advances its children by whatever flows, be it a step or a chunk.
         return self.step(state, chunk)
 
 
 def named(
     modules: Sequence[Any], layers: Mapping[str, Any] | None, order: Sequence[str] | None
 ) -> dict[str, Any]:
-    """The fields of a :class:`Container` from what its constructor was given.
+    """Returns the fields of a :class:`Container`, given the arguments of its constructor.
 
-    Modules come one by one, as a list, or as a mapping of names (``modules``); Flax gives the
+    Modules are given one by one, as a list, or as a mapping by name (``modules``); Flax passes the
     fields themselves (``layers``, ``order``).
 
     Raises:
@@ -86,19 +87,19 @@ def named(
             )
         if not isinstance(name, str) or not name or "." in name or "/" in name:
             raise ValueError(f"a module's name is part of a path: no '.' or '/', got {name!r}")
-    # Frozen, a network can be hashed, and be a static argument of jit.
+    # Frozen, so that a network can be hashed and be a static argument of jit.
     return {"layers": FrozenDict(layers), "order": tuple(layers if order is None else order)}
 
 
 def key(name: str) -> str:
-    """Where a child's variables and state lie."""
+    """Returns the key of a child's variables and state."""
     return f"layers_{name}"
 
 
 def keep(states: Mapping[str, State], late: State | None = None) -> State:
-    """A container's state: its children's by their keys, and the lines that align them.
+    """Returns a container's state: its children's by key, and the delay lines that align them.
 
-    What has no state has no entry.
+    Children without state have no entry.
     """
     kept = {key(name): state for name, state in states.items() if state}
     return {**kept, "late": late} if late else kept

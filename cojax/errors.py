@@ -1,11 +1,11 @@
-"""What is said to whoever gives a network something that does not fit it."""
+"""The error raised when something given to a network does not fit it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Something given to a network does not fit it.
+    """Raised when something given to a network does not fit it.
 
     The message says where (the module's path), what was given and what was expected.
     """
@@ -21,7 +21,7 @@ class InputError(ValueError):
 
 @contextmanager
 def located(name: str) -> Iterator[None]:
-    """Adds ``name`` to the front of the path of an :class:`InputError` raised within."""
+    """Prepends ``name`` to the path of an :class:`InputError` raised in the context."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Batch norms folded into the convolutions before them, for inference."""
+"""Folding of batch norms into the convolutions before them, for inference."""
 
 import functools
 import itertools
@@ -22,16 +22,16 @@ Variables = dict[str, Any]
 
 
 def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModule, Variables]:
-    """A network for inference, without the batch norms that stand right behind convolutions.
+    """Folds batch norms into the convolutions directly before them, for inference.
 
-    Such a norm scales and shifts what its convolution gives; the folded convolution has scaled
-    kernels and a bias instead. The outputs are the same, up to rounding, and so are timings and
-    the states: a state of the one network fits the other. The statistics are those of
-    ``variables``: a folded network is not to be trained.
+    Such a norm scales and shifts the outputs of its convolution; the folded convolution has scaled
+    kernels and a bias instead. Outputs are the same, up to rounding. Timings and states are the
+    same too: a state of one network fits the other. The statistics are fixed to those in
+    ``variables``, so a folded network should not be trained.
 
-    Norms behind a :class:`Conv1d` and its like, a :class:`Linear` of the channels and the graph
-    convolutions of :mod:`cojax.models` are folded; others stay, and so do classes of one's own that
-    compute otherwise.
+    Norms are folded if they follow a convolution (such as :class:`Conv1d`), a :class:`Linear` over
+    the channels or a graph convolution of :mod:`cojax.models`. Other norms are kept, and so are
+    your own subclasses of these layers if they compute something else.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, https://arxiv.org/abs/1712.05877, section 3.2;
@@ -52,8 +52,8 @@ def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModu
       variables: its variables.
 
     Returns:
-      The network without these norms (an :class:`Identity` each, so that names stay), and its
-      variables.
+      The network without these norms (each is replaced by an :class:`Identity`, so that names stay
+      the same), and its variables.
 
     Raises:
       ValueError: if the statistics of a norm are missing, or a module with variables is used in
@@ -72,19 +72,22 @@ def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModu
 
 @functools.singledispatch
 def fold(module: CoModule, variables: Variables) -> tuple[CoModule, Variables]:
-    """The module and its variables, folded; registered for those that are folded otherwise."""
+    """Returns the module and its variables, folded.
+
+    Classes that are folded in another way register their own implementation.
+    """
     return within(module, variables, adjacent(module))
 
 
 def adjacent(module: CoModule) -> list[tuple[str, str]]:
-    """The names of the modules within of which the second is fed by the first, and nothing else."""
+    """Returns the pairs of children, by name, of which the first alone feeds the second."""
     return list(itertools.pairwise(module.order)) if _computes_as(module, Sequential) else []
 
 
 def within(
     module: CoModule, variables: Variables, pairs: list[tuple[str, str]]
 ) -> tuple[CoModule, Variables]:
-    """A module that holds others in ``layers``, with those folded, and the pairs among them."""
+    """Folds each of the modules that a module holds in ``layers``, and these pairs of them."""
     children = module.children()
     if not children or not isinstance(getattr(module, "layers", None), Mapping):
         return module, variables
@@ -98,7 +101,10 @@ def within(
 
 
 def foldable(module: CoModule) -> bool:
-    """Whether a norm of its channels can be folded into a module, or into those that are summed."""
+    """Returns whether a norm of a module's output channels can be folded into the module.
+
+    For a :class:`Parallel`, it is a norm of the sum of the outputs, folded into all branches.
+    """
     if _computes_as(module, Parallel):
         return all(map(foldable, module.children().values()))
     if isinstance(module, Linear):
@@ -107,7 +113,7 @@ def foldable(module: CoModule) -> bool:
 
 
 def _computes_as(module: CoModule, kind: type[CoModule]) -> bool:
-    """Whether a module is of a kind, and computes no otherwise than that."""
+    """Returns whether a module is of this kind and does not override how it computes."""
     return isinstance(module, kind) and all(
         getattr(type(module), method) is getattr(kind, method)
         for method in ("clip", "step", "chunk")
@@ -115,7 +121,7 @@ def _computes_as(module: CoModule, kind: type[CoModule]) -> bool:
 
 
 def scale_and_shift(norm: CoModule, variables: Variables) -> tuple[Array, Array] | None:
-    """What a norm multiplies each channel by and adds to it; None if that is not a constant."""
+    """Returns a norm's scale and shift of each channel, or None if they are not constant."""
     if not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
         return None
     if not _computes_as(norm, _BatchNorm):
@@ -133,7 +139,7 @@ def scale_and_shift(norm: CoModule, variables: Variables) -> tuple[Array, Array]
 def scaled(
     module: Any, variables: Variables, scale: Array, shift: Array
 ) -> tuple[CoModule, Variables]:
-    """A foldable module whose output, or whose sum of outputs, is scaled and shifted."""
+    """Returns a foldable module with its output, or the sum of its outputs, scaled and shifted."""
     if isinstance(module, Parallel):
         shifts = itertools.chain([shift], itertools.repeat(jnp.zeros_like(shift)))
         each = {
@@ -152,7 +158,7 @@ def scaled(
 def _rebuilt(
     module: Any, variables: Variables, folded: Mapping[str, tuple[CoModule, Variables]]
 ) -> tuple[CoModule, Variables]:
-    """The module and its variables, with other modules within, and theirs."""
+    """Returns the module and its variables, with these children and theirs replaced."""
     found: Variables = {}
     for collection, tree in variables.items():
         own = {name: leaf for name, leaf in tree.items() if name not in map(key, folded)}
@@ -165,12 +171,12 @@ def _rebuilt(
 
 
 def _of(variables: Mapping[str, Any], name: str) -> Variables:
-    """The variables of a module within."""
+    """Returns the variables of a child."""
     return {
         collection: tree[key(name)] for collection, tree in variables.items() if key(name) in tree
     }
 
 
 def _at(variables: Mapping[str, Any], path: Sequence[str]) -> Mapping[str, Any]:
-    """The variables of a module at a path."""
+    """Returns the variables of the module at a path."""
     return functools.reduce(_of, path, variables)

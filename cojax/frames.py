@@ -1,6 +1,6 @@
-"""What flows: frames to the user, signals between layers, specs where nothing is computed yet.
+"""Frames for the user, signals between layers, and specs where nothing is computed yet.
 
-A module with several streams takes and returns (nested) tuples of them.
+A module with several streams takes and returns (nested) tuples of these.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ State = dict[str, Any]
 
 @flax.struct.dataclass
 class Frame:
-    """What a step returns: a value, and whether it means anything.
+    """The output of a step: a value, and whether it is valid.
 
     During warm-up, and between the outputs of a strided network, ``valid`` is False and the value
     is arbitrary.
@@ -37,15 +37,15 @@ class Frame:
         assert frames.dense().shape == (1, 3, 2)
 
     Attributes:
-      value: ``(B, C, *S)`` from a step, ``(B, C, T, *S)`` from many.
-      valid: bool, ``()`` from a step, ``(T,)`` from many.
+      value: ``(B, C, *S)`` from one step, ``(B, C, T, *S)`` from many.
+      valid: bool, ``()`` from one step, ``(T,)`` from many.
     """
 
     value: Array
     valid: Array
 
     def or_none(self) -> Array | None:
-        """The value of one step, or None where nothing was emitted. On the host only."""
+        """Returns the value of one step, or None if nothing was emitted. On the host only."""
         if np.ndim(self.valid) != 0:
             raise ValueError(
                 f"or_none() reads the frame of one step, but valid has shape "
@@ -54,7 +54,7 @@ class Frame:
         return self.value if bool(self.valid) else None
 
     def dense(self) -> Array | None:
-        """The valid steps ``(B, C, T', *S)`` of ``forward_steps``, or None if there are none.
+        """Returns the valid steps ``(B, C, T', *S)`` of ``forward_steps``; None if there are none.
 
         On the host only: the length depends on ``valid``.
         """
@@ -69,15 +69,15 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """What layers hand each other while stepping: a frame, and what is known of it while tracing.
+    """A frame passed between layers while stepping, with what is known about it while tracing.
 
     Attributes:
       value: ``(B, C, *S)``.
-      valid: True where that is known while tracing, else a bool scalar.
+      valid: True if that is known while tracing, else a bool scalar.
       past: 0 for a real frame; n for the n-th frame after the end of the stream.
       chunked: whether ``forward_steps`` is running, for functions that differ by mode.
       tidy: whether the value is known to be zero where it is invalid.
-      skip: whether work that no output needs is left out, by a branch instead of masks.
+      skip: whether work that no output needs is skipped, by a branch instead of masks.
     """
 
     value: Array
@@ -98,7 +98,7 @@ class Signal:
         return self.valid if self.always_real else jnp.logical_and(self.valid, self.past == 0)
 
     def clean(self, fill: ArrayLike = 0) -> Array:
-        """The value to compute with: ``fill`` after the end of the stream, zero where invalid."""
+        """Returns the value to compute with: ``fill`` past the stream's end, zero if invalid."""
         value = channels_last(self.value)
         if not self.always_real:
             value = jnp.where(self.past > 0, jnp.asarray(fill, value.dtype), value)
@@ -107,15 +107,18 @@ class Signal:
         return channels_second(value)
 
     def tidied(self) -> "Signal":
-        """The same frame, clean: for several to compute with, or XLA makes the value for each."""
+        """Returns the same frame with a clean value, for several modules to compute with.
+
+        Otherwise XLA would compute the clean value for each of them.
+        """
         return dataclasses.replace(self, value=self.clean(), tidy=True)
 
     def becomes(self, value: Array) -> "Signal":
-        """The same frame with another value."""
+        """Returns the same frame with another value."""
         return dataclasses.replace(self, value=value, tidy=False)
 
     def leaves(self, value: Array, emits: bool | Array, timing: Timing) -> "Signal":
-        """The frame that leaves a layer of this timing: valid where this one is and ``emits``."""
+        """Returns the output of a layer of this timing: valid if this frame is and ``emits``."""
         valid = self.valid if emits is True else jnp.logical_and(self.valid, emits)
         past = self.past
         if not self.always_real:
@@ -124,26 +127,26 @@ class Signal:
 
 
 def select(condition: bool | Array, on_true: Array, on_false: Array) -> Array:
-    """``jnp.where``, free of cost where the condition is known while tracing to be True."""
+    """``jnp.where``, at no cost if the condition is known while tracing to be True."""
     return on_true if condition is True else jax.lax.select(condition, on_true, on_false)
 
 
 def map_streams(function: Callable[..., Any], *streams: Any) -> Any:
-    """Maps over the (nested) tuples in which modules with several streams hold them."""
+    """Maps a function over a stream, or over those in (nested) tuples of several."""
     if isinstance(streams[0], tuple | list):
         return tuple(map_streams(function, *each) for each in zip(*streams, strict=True))
     return function(*streams)
 
 
 def flat_streams(streams: Any) -> list[Any]:
-    """The streams of (nested) tuples, in order."""
+    """Returns the streams in (nested) tuples, in order."""
     if isinstance(streams, tuple | list):
         return [leaf for stream in streams for leaf in flat_streams(stream)]
     return [streams]
 
 
 def spec_of(value: Any) -> Spec:
-    """Shape and dtype of an array, a Signal, a Frame or a spec, as JAX would take it in."""
+    """Returns the shape and dtype that JAX gives an array, a Signal, a Frame or a spec."""
     if isinstance(value, Frame | Signal):
         value = value.value
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
@@ -155,10 +158,10 @@ def spec_of(value: Any) -> Spec:
 
 
 def step_spec(x_t: Any, dtype: Any = None) -> Any:
-    """What steps look like, given one: an array, Frame or spec (tuples of these), or its shape.
+    """Returns the spec of a step, given as an array, Frame or spec (tuples of these), or a shape.
 
     Raises:
-      InputError: for a dtype beside anything but a shape.
+      InputError: for a dtype together with anything but a shape.
     """
     if isinstance(x_t, tuple | list) and all(isinstance(n, int | np.integer) for n in x_t):
         x_t = Spec(tuple(x_t), jnp.float32 if dtype is None else dtype)
@@ -168,7 +171,7 @@ def step_spec(x_t: Any, dtype: Any = None) -> Any:
 
 
 def without_time(spec: Spec) -> Spec:
-    """The spec of a step of a clip.
+    """Returns the spec of one step of a clip.
 
     Raises:
       InputError: if there is no time axis.
@@ -181,12 +184,12 @@ def without_time(spec: Spec) -> Spec:
 
 
 def with_time(spec: Spec, steps: int = 1) -> Spec:
-    """The spec of a clip of such steps."""
+    """Returns the spec of a clip of such steps."""
     return Spec((*spec.shape[:2], steps, *spec.shape[2:]), spec.dtype)
 
 
 def length_of(clips: Any) -> int:
-    """The steps in a clip, or in the clips of several streams.
+    """Returns the number of steps in a clip, or in the clips of several streams.
 
     Raises:
       InputError: if the streams have different lengths.

@@ -1,4 +1,4 @@
-"""The contract of every module.
+"""The contract that every module fulfils.
 
 A :class:`CoModule` computes the same function in several modes::
 
@@ -10,10 +10,10 @@ A :class:`CoModule` computes the same function in several modes::
 and for any clip ``forward_stream(clip) == forward(clip)``. Clips are ``(B, C, T, *S)``: batch,
 channel, time and up to two spatial axes; a step is ``(B, C, *S)``.
 
-A layer declares its fields and says five things: ``timing`` (when it emits), ``output_spec`` (the
-shape of a step's output), ``clip`` (a clip at once), ``fresh_state`` and ``step`` (one step); and,
-if it knows a better way than step by step, ``chunk``. The public methods check what they are given,
-once, and call these.
+A layer declares its fields and defines five things: ``timing`` (when it emits), ``output_spec``
+(the shape of a step's output), ``clip`` (a whole clip), ``fresh_state`` (the state before the first
+step) and ``step`` (one step). If it can compute many steps in a better way than one by one, it also
+defines ``chunk``. The public methods check their arguments once and then call these.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ from cojax.scanning import (
 )
 from cojax.timing import Timing
 
-# What Flax calls the collection of values that a module sows.
+# Flax's name for the collection of values that a module sows.
 _SOWN = "intermediates"
 
 
@@ -69,8 +69,8 @@ class CoModule(nn.Module):
         net.apply(variables, x, method="forward_stream") == net.apply(variables, x)
 
     Subclasses implement :meth:`timing`, :meth:`output_spec`, :meth:`clip`, :meth:`fresh_state` and
-    :meth:`step`; the defaults are those of a layer without memory that keeps shapes. Timing and
-    state need neither variables nor a bound module.
+    :meth:`step`; the defaults are those of a layer without memory that keeps the shape of its
+    input. Timing and state need neither variables nor a bound module.
 
     Example::
 
@@ -89,12 +89,12 @@ class CoModule(nn.Module):
       clip ``(B, C, T, *S)``; step ``(B, C, *S)``; tuples of them for several streams.
 
     Attributes:
-      call_mode: the method that ``net.apply(variables, ...)`` runs where none is named: "forward",
+      call_mode: the method that ``net.apply(variables, ...)`` runs if none is named: "forward",
         "forward_step", "forward_steps" or "forward_stream". ``net.clone(call_mode="forward_step")``
-        is the network that steps; :func:`cojax.call_mode` sets it for a while.
+        is the same network in another mode; :func:`cojax.call_mode` sets the mode temporarily.
     """
 
-    if TYPE_CHECKING:  # mypy takes a keyword-only field of linen's for a positional one
+    if TYPE_CHECKING:  # mypy mistakes a keyword-only field of linen for a positional one
         call_mode: ClassVar[str] = "forward"
     else:
         call_mode: str = field(default="forward", kw_only=True, repr=False)
@@ -103,7 +103,7 @@ class CoModule(nn.Module):
         require_mode(self.call_mode)
         super().__post_init__()
 
-    # Fields that change nothing of what a stream computes.
+    # Fields that do not affect what a stream computes.
     _without_effect: ClassVar[frozenset[str]] = frozenset({"call_mode"})
 
     _written_init: ClassVar[Callable[..., None] | None] = None
@@ -118,33 +118,34 @@ class CoModule(nn.Module):
         super().__setattr__(name, value)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        # What needs no variables must not set them up, as Flax's wrapper of methods would; an
-        # override does not inherit the mark.
+        # Methods that need no variables must not set them up, as Flax's wrapper of methods would
+        # do; an override does not inherit the mark of nowrap.
         for name in ("children", "output_spec", "fresh_state"):
             if name in cls.__dict__:
                 nn.nowrap(cls.__dict__[name])
-        # Where there is none, Flax writes a constructor of the fields: also over an inherited one.
+        # For a class without a constructor of its own Flax generates one from the fields, even
+        # over an inherited one.
         if "__init__" in cls.__dict__:
             cls._written_init = nn.nowrap(cls.__dict__["__init__"])
         elif cls._written_init is not None:
             cls.__init__ = cls._written_init  # type: ignore[method-assign]
         super().__init_subclass__(**options)
 
-    # What a subclass implements.
+    # For subclasses to implement.
 
     @property
     def timing(self) -> Timing:
-        """When outputs leave; see :class:`cojax.Timing`."""
+        """When outputs are emitted; see :class:`cojax.Timing`."""
         return Timing()
 
     @nn.nowrap
     def children(self) -> Mapping[str, "CoModule"]:
-        """The modules within, by the last part of their torch path, in the order they run."""
+        """Returns the child modules by the last part of their torch path, in the order they run."""
         return {}
 
     @nn.nowrap
     def output_spec(self, x: Any) -> Any:
-        """The spec of a step's output, given that of its input.
+        """Returns the spec of a step's output, given that of its input.
 
         Raises:
           InputError: if the input does not fit.
@@ -153,21 +154,24 @@ class CoModule(nn.Module):
 
     @nn.nowrap
     def fresh_state(self, x: Any) -> State:
-        """The state before the first step: arrays alone, each in a buffer of its own."""
+        """Returns the state before the first step: only arrays, each in its own buffer."""
         return {}
 
     def clip(self, x: Any, train: bool = False) -> Any:
-        """The whole clip at once."""
+        """Computes a whole clip at once."""
         raise NotImplementedError(f"{type(self).__name__} must define clip")
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        """One step, from a :class:`Signal` to a Signal. Only a valid one advances the state."""
+        """Computes one step, from a :class:`Signal` to a Signal.
+
+        Only a valid signal advances the state.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define step")
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        """Many steps, from a :class:`Chunk` to a Chunk; never in training.
+        """Computes many steps, from a :class:`Chunk` to a Chunk; never in training.
 
-        What has no better way scans its step.
+        By default it scans the step.
         """
         valid = map_streams(lambda each: each.valid, chunk)
         values = map_streams(lambda each: by_steps(each.value), chunk)
@@ -181,10 +185,10 @@ class CoModule(nn.Module):
 
     @property
     def regular(self) -> bool:
-        """Whether the timing alone says which steps are answered."""
+        """Whether the timing alone determines which steps emit an output."""
         return all(child.regular for child in self.children().values())
 
-    # What a user calls.
+    # For users to call.
 
     @property
     def receptive_field(self) -> int:
@@ -193,30 +197,31 @@ class CoModule(nn.Module):
 
     @property
     def delay(self) -> int:
-        """The number of input steps taken in before the first output."""
+        """The number of input steps before the one that emits the first output."""
         return self.timing.delay
 
     @property
     def stride(self) -> Any:
-        """Strides, the temporal one first."""
+        """The strides, the temporal one first."""
         return (self.timing.stride,)
 
     @property
     def padding(self) -> Any:
-        """Paddings, the temporal one first."""
+        """The paddings, the temporal one first."""
         return (self.timing.padding,)
 
     def __call__(self, *args: Any, **arguments: Any) -> Any:
-        """What the call mode says: :meth:`forward`, unless told otherwise."""
+        """Runs the method that the call mode names, which is :meth:`forward` by default."""
         return getattr(self, current(self.call_mode))(*args, **arguments)
 
     @final
     def forward(self, x: Any, train: bool = False) -> Any:
-        """The whole clip at once, as the ``torch.nn`` module would.
+        """Computes a whole clip at once, as the ``torch.nn`` module would.
 
         Args:
           x: clip ``(B, C, T, *S)``, or a tuple of clips for a module with several streams.
-          train: whether dropout is live and batch norms use (and track) the statistics of the clip.
+          train: whether dropout is active and batch norms use (and track) the statistics of the
+            clip.
 
         Returns:
           The outputs ``(B, C', T', *S')``, with ``T' = timing.n_out(T)``.
@@ -235,16 +240,17 @@ class CoModule(nn.Module):
     def forward_step(
         self, state: State, x_t: Any, train: bool = False, skip: bool = False
     ) -> tuple[Any, State]:
-        """One step of a stream.
+        """Computes one step of a stream.
 
         Args:
-          state: what :meth:`init_state` or the step before returned.
+          state: the state that :meth:`init_state` or the previous step returned.
           x_t: the step, ``(B, C, *S)`` or a :class:`Frame` of it; a tuple for several streams.
           train: as in :meth:`forward`; statistics are those of the step.
-          skip: whether a step leaves out what stands behind a temporal stride in a
-            :class:`Sequential` while nothing comes from there: the same up to rounding, faster.
-            For one stream (of any batch size), since ``vmap`` runs both branches of a choice and
-            selects. Has no effect in training, and where a collection of variables is mutable.
+          skip: whether, in a :class:`Sequential`, the modules after one with a temporal stride are
+            skipped in steps in which that one emits nothing. This is faster, with the same results
+            up to rounding. It is for one stream (of any batch size), since under ``vmap`` both
+            branches are computed and one is selected. It has no effect in training, or if a
+            collection of variables is mutable.
 
         Returns:
           The output :class:`Frame` and the next state.
@@ -254,7 +260,7 @@ class CoModule(nn.Module):
         """
         require_state(state)
         require_static(train=train, skip=skip)
-        # A branch that is not taken could create no variable, nor draw a random number.
+        # A branch that is not taken could neither create a variable nor draw a random number.
         signals = arriving(x_t, skip=bool(skip) and not train and self._changes_nothing)
         self._check(state, map_streams(spec_of, signals))
         signals, state = self.step(counted_together(state), signals, train=train)
@@ -269,25 +275,26 @@ class CoModule(nn.Module):
         train: bool = False,
         at_once: bool = False,
     ) -> tuple[Any, State]:
-        """Many steps of a stream: a ``lax.scan`` over :meth:`forward_step`.
+        """Computes many steps of a stream: a ``lax.scan`` over :meth:`forward_step`.
 
         Args:
-          state: what :meth:`init_state` or the steps before returned.
+          state: the state that :meth:`init_state` or the previous steps returned.
           xs: the steps, ``(B, C, T, *S)`` or a :class:`Frame` of them with ``valid`` ``(T,)``.
           pad_end: whether ``timing.end`` fill steps follow, so that the last outputs of ``forward``
-            come out too. The returned state is the one before these.
+            are emitted too. The returned state is the one before these steps.
           train: as in :meth:`forward_step`.
-          at_once: whether layers may compute the chunk as a whole, such as one convolution over
-            their window and the chunk: the same up to rounding, faster, in memory of the size of
-            the chunk. What cannot is scanned: layers that know no better way, and all of a network
-            that is being trained, is given Frames, or answers when its inputs say so.
+          at_once: whether layers may compute the chunk as a whole, for instance as one convolution
+            over their window and the chunk. This is faster, with the same results up to rounding,
+            but takes memory of the size of the chunk. What cannot be computed this way is scanned:
+            layers that define no better way, and the whole of a network that is being trained, is
+            given Frames, or emits only when its inputs say so.
 
         Returns:
-          A :class:`Frame` of value ``(B, C', T', *S')`` and valid ``(T',)`` with a place for every
+          A :class:`Frame` of value ``(B, C', T', *S')`` and valid ``(T',)`` with an entry for every
           input step (``T' = T``, or ``T + timing.end`` with ``pad_end``), and the next state.
 
         Raises:
-          InputError: as :meth:`forward_step`.
+          InputError: as in :meth:`forward_step`.
         """
         require_state(state)
         require_static(pad_end=pad_end, train=train, at_once=at_once)
@@ -319,17 +326,17 @@ class CoModule(nn.Module):
 
     @final
     def forward_stream(self, x: Any, train: bool = False) -> Any:
-        """A fresh stream over a clip, stepped and flushed: equal to :meth:`forward`.
+        """Runs a fresh stream over a clip and flushes it, with the same result as :meth:`forward`.
 
         Args:
           x: clip ``(B, C, T, *S)``, or a tuple of clips.
           train: as in :meth:`forward_step`.
 
         Returns:
-          The outputs ``(B, C', T', *S')`` as a dense array, picked by static indices.
+          The outputs ``(B, C', T', *S')`` as a dense array, selected by static indices.
 
         Raises:
-          InputError: as :meth:`forward`.
+          InputError: as in :meth:`forward`.
         """
         steps = length_of(x)
         self.require_length(steps)
@@ -343,12 +350,12 @@ class CoModule(nn.Module):
     @final
     @nn.nowrap
     def init_state(self, x_t: Any, dtype: Any = None) -> State:
-        """A fresh stream's state. Needs no variables, and no bound module.
+        """Returns the state of a fresh stream. Needs neither variables nor a bound module.
 
         Args:
           x_t: a step, as an array, a Frame or a ``jax.ShapeDtypeStruct`` (tuples of these for
             several streams); or its shape, with ``dtype``.
-          dtype: the dtype, where ``x_t`` is a shape. Defaults to float32.
+          dtype: the dtype, if ``x_t`` is a shape. Defaults to float32.
 
         Returns:
           A dict of arrays, keyed like the variables, with the batch as the leading axis of every
@@ -367,7 +374,7 @@ class CoModule(nn.Module):
         return self.fresh_state(spec)
 
     def declare(self) -> None:
-        """Creates the variables of this module and those within, without an input.
+        """Creates the variables of this module and of those within it, without an input.
 
         ``net.init(key, method="declare")`` initialises a network whose input shape is unknown.
         """
@@ -376,10 +383,10 @@ class CoModule(nn.Module):
 
     @nn.nowrap
     def _construct(self, **fields: Any) -> None:
-        """Ends an ``__init__`` of one's own: sets all fields, Flax's too, and initialises.
+        """Completes a hand-written ``__init__``: sets all fields, also Flax's, and initialises.
 
         Raises:
-          TypeError: for what is no field.
+          TypeError: for an argument that is not a field.
         """
         declared = dataclasses.fields(self)
         for name in fields.keys() - {f.name for f in declared}:
@@ -396,7 +403,7 @@ class CoModule(nn.Module):
 
     @nn.nowrap
     def require_length(self, steps: int) -> None:
-        """Raises an InputError if a clip of so many steps is too short for an output."""
+        """Raises an InputError if a clip of ``steps`` steps is too short for an output."""
         timing = self.timing
         if timing.n_out(steps) < 1:
             raise InputError(
@@ -438,9 +445,22 @@ class CoModule(nn.Module):
 
 
 class TimeLocal(CoModule):
-    """A module without memory: its step is its clip with one step in it.
+    """A module without memory: a step is computed as a clip of one step.
 
     Subclasses implement ``clip``, for any number of steps.
+
+    Example::
+
+        class Centred(co.TimeLocal):
+            def clip(self, x, train=False):
+                return x - x.mean(1, keepdims=True)
+
+        net = co.Sequential(Centred(), co.Delay(1))
+        x = jnp.arange(6.0).reshape(1, 2, 3)
+        assert net.apply({}, x, method="forward_stream").tolist() == net.apply({}, x).tolist()
+
+    Shapes:
+      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, kept, unless ``output_spec`` is overridden.
     """
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
@@ -451,21 +471,21 @@ class TimeLocal(CoModule):
 
 
 def advance(module: CoModule, state: State, flow: Any, train: bool) -> tuple[Any, State]:
-    """The module's step or chunk, by what flows: how a module advances those within."""
+    """Runs a module's step or chunk, depending on what flows: for modules that hold others."""
     if is_chunk(flow):
         return module.chunk(state, flow)
     return module.step(state, flow, train=train)
 
 
 def walk(net: CoModule, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], CoModule]]:
-    """The module and all within, each with its path of child names, in the order they run."""
+    """Yields a module and all within it, each with its path of child names, in running order."""
     yield path, net
     for name, child in net.children().items():
         yield from walk(child, (*path, name))
 
 
 def uses(net: CoModule) -> dict[int, list[tuple[str, ...]]]:
-    """The paths where each module within is used, by its identity."""
+    """Returns the paths at which each module is used, by the module's ``id``."""
     found: dict[int, list[tuple[str, ...]]] = {}
     for path, module in walk(net):
         found.setdefault(id(module), []).append(path)
@@ -473,5 +493,5 @@ def uses(net: CoModule) -> dict[int, list[tuple[str, ...]]]:
 
 
 def declared(net: CoModule) -> Any:
-    """The specs of a network's variables, of which none is made."""
+    """Returns the specs of a network's variables, without creating any."""
     return jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))

@@ -1,10 +1,10 @@
-"""Pictures, which need matplotlib, an extra."""
+"""Plots, which need matplotlib, an optional dependency."""
 
 from typing import Any
 
 
 def pyplot() -> Any:
-    """The pyplot of matplotlib, drawing into files; an ImportError where it is not installed."""
+    """Returns matplotlib's pyplot, drawing to files; raises an ImportError if not installed."""
     try:
         import matplotlib
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""When a module answers: receptive field, stride, padding, end and delay, as plain integers.
+"""When a module emits: receptive field, stride, padding, end and delay, as plain integers.
 
 All figures are in input steps of the module they describe. Output ``k`` sees the inputs
-``k * stride - padding`` to ``k * stride - padding + receptive_field - 1`` and leaves the module
-at input step ``k * stride + delay``. Nothing here knows of JAX.
+``k * stride - padding`` to ``k * stride - padding + receptive_field - 1`` and is emitted at input
+step ``k * stride + delay``. Nothing here depends on JAX.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ class Axis(NamedTuple):
 
     Attributes:
       kernel_size, stride, dilation: of the window.
-      padding: what is padded in front, and behind.
+      padding: the padding before and after.
       ceil_mode: whether a last window may reach past the end.
-      uneven: how much more is padded behind than in front.
+      uneven: how much more padding there is after than before.
     """
 
     kernel_size: int
@@ -28,21 +28,21 @@ class Axis(NamedTuple):
 
     @property
     def pads(self) -> tuple[int, int]:
-        """What is padded in front, and what behind."""
+        """The padding before, and the padding after."""
         return self.padding, self.padding + self.uneven
 
     @property
     def unpadded(self) -> "Axis":
-        """The same windows, over an axis that needs no padding, or has it already."""
+        """The same windows, over an axis that needs no padding or is already padded."""
         return self._replace(padding=0, uneven=0)
 
     @property
     def extent(self) -> int:
-        """The steps from the first to the last that a window touches, both counted."""
+        """The number of entries from the first to the last in a window, both included."""
         return self.dilation * (self.kernel_size - 1) + 1
 
     def length(self, size: int) -> int:
-        """The number of windows over ``size`` entries; none starts past the end."""
+        """Returns the number of windows over ``size`` entries; none starts past the end."""
         room = size + sum(self.pads) - self.extent
         if not self.ceil_mode:
             return room // self.stride + 1
@@ -63,8 +63,8 @@ class Timing(NamedTuple):
       receptive_field: input steps that one output sees.
       stride: input steps from one output to the next.
       padding: steps before the first real one that output 0 sees (negative: real steps skipped).
-      end: fill steps after the last real one that still give outputs of ``forward``.
-      delay: input steps taken in before the first output leaves.
+      end: fill steps after the last real one that still emit outputs of ``forward``.
+      delay: input steps before the one that emits the first output.
     """
 
     receptive_field: int = 1
@@ -74,20 +74,20 @@ class Timing(NamedTuple):
     delay: int = 0
 
     def n_out(self, steps: int) -> int:
-        """How many outputs ``forward`` gives for a clip of ``steps`` steps."""
+        """Returns the number of outputs of ``forward`` for a clip of ``steps`` steps."""
         return len(self.outputs(steps))
 
     def emits(self, step: int) -> bool:
-        """Whether an output leaves at input step ``step`` (counted from 0)."""
+        """Returns whether an output is emitted at input step ``step`` (counted from 0)."""
         return step >= self.delay and (step - self.delay) % self.stride == 0
 
     def outputs(self, steps: int) -> range:
-        """The input steps at which a clip's outputs leave, those of the flush included."""
+        """Returns the input steps at which a clip's outputs are emitted, including the flush."""
         return range(self.delay, steps + self.end, self.stride)
 
 
 def windowed(time: Axis) -> Timing:
-    """The timing of a convolution or a pool whose window slides along time so.
+    """Returns the timing of a convolution or a pool with this window along time.
 
     Raises:
       ValueError: if the padding exceeds ``receptive_field - 1``: the first outputs would see no
@@ -106,7 +106,7 @@ def windowed(time: Axis) -> Timing:
 
 
 def in_sequence(timings: Sequence[Timing]) -> Timing:
-    """The timing of modules one behind another."""
+    """Returns the timing of modules that run one after another."""
     total = Timing()
     for timing in timings:
         total = Timing(
@@ -120,7 +120,7 @@ def in_sequence(timings: Sequence[Timing]) -> Timing:
 
 
 def in_parallel(branches: Mapping[str, Timing]) -> Timing:
-    """The timing of branches side by side, each delayed in front to the longest delay among them.
+    """Returns the timing of parallel branches, the inputs of each delayed to match the slowest.
 
     Raises:
       ValueError: if the branches do not share one stride.

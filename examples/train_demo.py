@@ -2,8 +2,9 @@
 
     python examples/train_demo.py [--epochs 60] [--out activity.safetensors]
 
-Trains on random excerpts of the training recordings, slightly scaled and noised, with ``forward``
-and live batch statistics; streams the test recordings with what was learnt. Needs optax.
+Trains on random excerpts of the training recordings, slightly scaled and with noise added, with
+``forward`` and live batch statistics; then streams the training and test recordings through the
+trained network. Needs optax.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from cojax.demo.recordings import load
 
 
 def loss_of(net: co.CoModule, params: Any, stats: Any, x: Any, y: Any, key: Any) -> Any:
-    """Cross entropy, with smoothed labels, of every output over the excerpts."""
+    """The mean cross entropy, with smoothed labels, of the outputs for the excerpts."""
     opinions, updates = net.apply(
         {"params": params, "batch_stats": stats},
         x,
@@ -35,13 +36,13 @@ def loss_of(net: co.CoModule, params: Any, stats: Any, x: Any, y: Any, key: Any)
 
 
 def accuracy(net: co.CoModule, variables: Any, x: Any, y: Any) -> float:
-    """How many recordings the last opinion of a stream over them is right about."""
+    """The fraction of recordings for which the last output of a stream is right."""
     opinions = net.apply(variables, x, method="forward_stream")
     return float(jnp.mean(jnp.argmax(opinions[:, :, -1], axis=1) == y))
 
 
 def train(epochs: int, seed: int = 0) -> tuple[co.CoModule, dict[str, Any]]:
-    """The network and the variables learnt."""
+    """Trains the network of the demo, and returns it with its variables."""
     net, data = activity_network(), load("train")
     x, y = jnp.asarray(data.x), jnp.asarray(data.y)
     excerpt = net.receptive_field + 12
@@ -76,7 +77,7 @@ def train(epochs: int, seed: int = 0) -> tuple[co.CoModule, dict[str, Any]]:
 
 
 def main() -> None:
-    """Trains, tests and stores."""
+    """Trains the network, tests it, and stores its variables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)

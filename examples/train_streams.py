@@ -3,10 +3,10 @@
     python examples/train_streams.py [--seed 0]
 
 On the recordings of ``cojax demo``, a convolutional network is trained twice from the same weights,
-through ``forward`` and through a scan of steps: its losses are the same. A recurrent one is trained
-through the scan, and once more by truncated back-propagation, an update every 25 samples, as one
-would train on a stream that does not end. All are tested on recordings that come in sample by
-sample. Needs optax.
+through ``forward`` and through a scan of steps; the losses are the same. A recurrent network is
+trained through the scan, and once more by truncated back-propagation with an update every 25
+samples, as one would train on an endless stream. All are tested on recordings that come in sample
+by sample. Needs optax.
 """
 
 import argparse
@@ -24,7 +24,7 @@ CLASSES = 4
 
 
 def convolutional(channels: int = 32) -> co.Sequential:
-    """Norms, a stride and residuals: an answer every second sample, by the last 5.3 seconds."""
+    """Norms, a stride and residuals: an output every second sample, from the last 5.3 seconds."""
 
     def block() -> co.CoModule:
         conv = co.Conv1d(channels, channels, kernel_size=5)
@@ -44,7 +44,7 @@ def convolutional(channels: int = 32) -> co.Sequential:
 
 
 def recurrent(channels: int = 32) -> co.Sequential:
-    """An answer to every sample from the fifth on, by all that came before it."""
+    """A recurrent network: an output for every sample from the fifth on, from all so far."""
     return co.Sequential(
         {
             "scale": _norm(6),
@@ -57,14 +57,14 @@ def recurrent(channels: int = 32) -> co.Sequential:
 
 
 def _norm(channels: int) -> co.BatchNorm1d:
-    """A norm whose running statistics are the plain average of those that it has seen."""
+    """A batch norm whose running statistics are the plain average of those of all batches."""
     return co.BatchNorm1d(channels, momentum=None)
 
 
 def initialised(net: co.CoModule, x: Any, seed: int) -> dict[str, Any]:
-    """Random parameters, and the statistics that the norms then see in these clips.
+    """Random parameters, and the statistics that the norms then compute from these clips.
 
-    What follows trains with ``train=False``: the statistics stay as they are.
+    Training afterwards uses ``train=False``, so that the statistics stay fixed.
     """
     variables = net.init(jax.random.key(seed), method="declare")
     _, measured = net.apply(variables, x, train=True, mutable=["batch_stats"])
@@ -72,7 +72,7 @@ def initialised(net: co.CoModule, x: Any, seed: int) -> dict[str, Any]:
 
 
 def errors(logits: Any, y: Any) -> Any:
-    """The cross entropy of every output ``(B, classes, T)``, as ``(B, T)``."""
+    """The cross entropies ``(B, T)`` of the outputs ``(B, classes, T)``."""
     labels = jnp.broadcast_to(y[:, None], (logits.shape[0], logits.shape[2]))
     return optax.softmax_cross_entropy_with_integer_labels(jnp.moveaxis(logits, 1, 2), labels)
 
@@ -80,9 +80,9 @@ def errors(logits: Any, y: Any) -> Any:
 def train(
     net: co.CoModule, variables: Any, x: Any, y: Any, *, method: str, updates: int, rate: float
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What was learnt through a mode, "forward" or "forward_stream", and the loss of each update.
+    """Trains through "forward" or "forward_stream"; returns the variables and every update's loss.
 
-    The outputs of ``forward_stream`` are those of ``forward``; it takes them from a scan of steps.
+    The outputs of ``forward_stream`` are those of ``forward``, computed by a scan of steps.
     """
     params, frozen = variables["params"], variables["batch_stats"]
     optimizer = optax.adam(optax.cosine_decay_schedule(rate, updates))
@@ -107,11 +107,11 @@ def train(
 def train_truncated(
     net: co.CoModule, variables: Any, x: Any, y: Any, *, chunk: int, passes: int, rate: float
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """What was learnt by an update a chunk, and the mean loss of each pass over the recordings.
+    """Trains with one update per chunk; returns the variables and the mean loss of every pass.
 
-    The state goes on from chunk to chunk, gradients do not: it comes into the differentiated
-    function as a constant. So memory and time for an update are those of a chunk, however long the
-    stream is.
+    The state is carried from chunk to chunk, but gradients are not: the state enters the
+    differentiated function as a constant. So memory and time for an update are those of a chunk,
+    however long the stream is.
     """
     params, frozen = variables["params"], variables["batch_stats"]
     starts = range(0, x.shape[2], chunk)
@@ -120,7 +120,7 @@ def train_truncated(
     def loss_of(params: Any, state: Any, xs: Any) -> Any:
         variables = {"params": params, "batch_stats": frozen}
         frames, state = net.apply(variables, state, xs, method="forward_steps")
-        # Nothing is said in warm-up, be it all of the chunk.
+        # Outputs during warm-up do not count; it may last for the whole chunk.
         loss = jnp.sum(jnp.where(frames.valid, errors(frames.value, y).mean(axis=0), 0))
         return loss / jnp.maximum(jnp.sum(frames.valid), 1), state
 
@@ -140,7 +140,7 @@ def train_truncated(
 
 
 def accuracy(net: co.CoModule, variables: Any, x: Any, y: Any) -> float:
-    """How many recordings the last answer of a stream over them, by samples, is right about."""
+    """The fraction of recordings for which the last output of a stream, by samples, is right."""
     stream = co.Stream(net, variables, x[:, :, 0])
     answers = [stream(x[:, :, t]) for t in range(x.shape[2])]
     last = next(answer for answer in reversed(answers) if answer is not None)
@@ -148,7 +148,7 @@ def accuracy(net: co.CoModule, variables: Any, x: Any, y: Any) -> float:
 
 
 def main() -> None:
-    """Trains, compares and tests."""
+    """Trains the networks, compares and tests them."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed

@@ -1,11 +1,11 @@
 """The peers of a cojax network: the same network in ``continual`` and in plain ``torch.nn``.
 
-:func:`to_continual` and :func:`to_torch_nn` build a peer from the network's own fields and load the
-network's variables into it, by name and strictly. A layer is taught to both by a function
-registered for its type, in the modules imported here.
+:func:`to_continual` and :func:`to_torch_nn` build a peer from the fields of the network and load
+its variables, strictly and by name. How the counterparts of a layer are built is registered for its
+type, in the modules that are imported here.
 """
 
-from benchmarks.peers import (  # noqa: F401 - they register
+from benchmarks.peers import (  # noqa: F401 - imported for what they register
     attention,
     combinators,
     joints,

@@ -16,12 +16,12 @@ _ON_STREAMS = (co.SingleOutputMultiheadAttention, co.RetroactiveMultiheadAttenti
 
 
 class _OfTokens:
-    """Makes a module of tokens ``(B, N, E)`` one of clips.
+    """Turns a module of tokens ``(B, N, E)`` into a module of clips.
 
     Attributes:
-      steps: the tokens in a window, of which a clip ``(B, E, T)`` has one for each output; None
-        where a clip is a window; 0 where it has its windows as a further axis, ``(B, E, T, N)``.
-      answered: the one token of a window that is answered; None for all.
+      steps: the number of tokens in a window; a clip ``(B, E, T)`` has a window for each output.
+        None if a clip is one window; 0 if it has its windows as a further axis, ``(B, E, T, N)``.
+      answered: the index of the token of a window that has an output; None for all tokens.
     """
 
     steps: int | None = None
@@ -53,7 +53,7 @@ class _Encoder(_OfTokens, nn.TransformerEncoder):
 
 
 def _said(module: Any, attention: Any, options: Options) -> Any:
-    """The module, told which windows it is over and what it answers."""
+    """The module, with the windows that it sees and the tokens that have an output."""
     if isinstance(attention, co.WindowMultiheadAttention):
         module.steps, module.answered = 0, attention.query_index
     elif isinstance(attention, co.RetroactiveMultiheadAttention):
@@ -152,7 +152,7 @@ def _(net: co.TransformerEncoderLayer, options: Options) -> nn.Module:
 
 
 class _Layer(nn.Module):
-    """An encoder layer, its norms behind, whose attention alone may have no biases."""
+    """An encoder layer with norms after its parts, whose attention alone may lack biases."""
 
     def __init__(self, attention: Any, arguments: dict[str, Any]):
         super().__init__()
@@ -164,7 +164,7 @@ class _Layer(nn.Module):
         self.activation = arguments["activation"]
 
     def forward(self, tokens: Tensor, asking: Tensor) -> Tensor:
-        """The answers to the tokens that ask."""
+        """The outputs for the tokens that query."""
         y = self.self_attn(asking, tokens, tokens, need_weights=False)[0]
         y = self.norm1(asking + self.dropout(y))
         inner = self.linear2(self.dropout(self.activation(self.linear1(y))))
@@ -172,7 +172,7 @@ class _Layer(nn.Module):
 
 
 class _Stack(nn.Module):
-    """Encoder layers over tokens ``(B, N, E)``, of which the newest alone is answered."""
+    """Encoder layers over tokens ``(B, N, E)``, of which only the newest has an output."""
 
     def __init__(self, layers: list[_Layer]):
         super().__init__()
@@ -267,7 +267,7 @@ def _(net: co.RecyclingPositionalEncoding, options: Options) -> nn.Module:
 
 
 class _Recycled(nn.Module):
-    """Encodings from the first on, again and again, with the names of ``continual``."""
+    """Encodings in order, repeated from the first, with the parameter names of ``continual``."""
 
     def __init__(self, net: co.RecyclingPositionalEncoding):
         super().__init__()

@@ -1,4 +1,4 @@
-"""How peers are built, and how a layer is taught to both libraries."""
+"""How peers are built, and how the counterparts of layers are registered."""
 
 from collections.abc import Callable, Mapping
 from functools import singledispatch
@@ -11,18 +11,18 @@ import cojax as co
 from benchmarks.peers.functions import Functions, functions_within
 
 
-class NoPeer(TypeError):  # noqa: N818 - an answer, not a failure of the program
+class NoPeer(TypeError):  # noqa: N818 - a result, not a failure of the program
     """A layer, or an argument of it, has no counterpart in the other library."""
 
 
 class Options(NamedTuple):
-    """What a peer is built with.
+    """How a peer is built.
 
     Attributes:
       functions: the torch function for each JAX function in Lambdas and reductions.
-      as_stream: whether the plain ``torch.nn`` peer computes what a stream gives, where that is not
-        what ``forward`` gives.
-      notes: what was mended of ``continual``, in words; None where it stays as it is.
+      as_stream: whether the plain ``torch.nn`` peer computes the outputs of a stream, where these
+        differ from those of ``forward``.
+      notes: descriptions of what was mended in ``continual``; None to mend nothing.
     """
 
     functions: Functions
@@ -30,7 +30,7 @@ class Options(NamedTuple):
     notes: list[str] | None = None
 
     def mends(self, note: str) -> bool:
-        """Whether faults of ``continual`` are mended; then says so in the notes, once."""
+        """Whether faults of ``continual`` are mended; if so, adds the note, once."""
         if self.notes is None:
             return False
         if note not in self.notes:
@@ -38,7 +38,7 @@ class Options(NamedTuple):
         return True
 
     def translated(self, fn: Callable[..., Any] | None, where: co.CoModule) -> Any:
-        """The torch function for a JAX one.
+        """The torch function for a JAX function.
 
         Raises:
           NoPeer: if there is none.
@@ -61,10 +61,10 @@ def to_continual(
     Args:
       net: the network.
       variables: its variables.
-      functions: the torch function for each JAX function that the network calls, beside those that
-        the networks of the zoo call.
-      notes: where given, faults of ``continual`` that are in the way are mended, and for each a
-        sentence is appended.
+      functions: the torch function for each JAX function that the network calls, in addition to
+        those that the networks of the zoo call.
+      notes: if given, faults of ``continual`` that prevent a comparison are mended, and a sentence
+        is appended for each.
 
     Returns:
       A ``continual`` module with a fresh state.
@@ -72,7 +72,7 @@ def to_continual(
     Raises:
       NoPeer: if a layer has none; the message names it.
     """
-    # continual makes a bare torch.nn layer one of its own when it is added or converted.
+    # A bare torch.nn layer becomes one of continual when it is added to a container or converted.
     options = Options({**functions_within(net), **(functions or {})}, notes=notes)
     peer = continual.continual(in_continual(net, options))
     return _loaded(peer, co.to_torch(net, variables, delayed_names=True))
@@ -91,9 +91,9 @@ def to_torch_nn(
     Args:
       net: the network.
       variables: its variables.
-      functions: as of :func:`to_continual`.
+      functions: as for :func:`to_continual`.
       as_stream: whether the peer equals ``forward_stream`` where that differs from ``forward``:
-        layers of ``temporal_fill="replicate"`` replicate the first and the last frame of their
+        layers with ``temporal_fill="replicate"`` replicate the first and the last frame of their
         clip, and attention is over windows.
 
     Raises:
@@ -113,7 +113,7 @@ def _loaded(peer: nn.Module, state_dict: Mapping[str, Tensor]) -> nn.Module:
 
 @singledispatch
 def in_continual(net: co.CoModule, options: Options) -> nn.Module:
-    """The module in ``continual`` (or a torch.nn layer that it takes in), without its weights."""
+    """The module in ``continual``, or a torch.nn layer that it accepts, without its weights."""
     raise NoPeer(f"{type(net).__name__} has no peer in continual")
 
 
@@ -136,7 +136,7 @@ def both(*kinds: type[co.CoModule]) -> Callable[[Any], Any]:
 
 
 def only(register: Any, *kinds: type[co.CoModule]) -> Callable[[Any], Any]:
-    """Registers one function for several types."""
+    """Registers one function for several types, in one library."""
 
     def registered(function: Any) -> Any:
         for kind in kinds:
@@ -147,7 +147,7 @@ def only(register: Any, *kinds: type[co.CoModule]) -> Callable[[Any], Any]:
 
 
 class Function(nn.Module):
-    """A function as a module, of one clip or of a sequence of them."""
+    """A function as a module, of one clip or of a sequence of clips."""
 
     def __init__(self, fn: Callable[[Any], Any]):
         super().__init__()

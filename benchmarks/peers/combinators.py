@@ -1,4 +1,4 @@
-"""Modules made of modules."""
+"""Modules that consist of other modules."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ class _Branches(nn.Module):
 
 
 class _BroadcastReduce(_Branches):
-    """Branches over one clip, reduced."""
+    """Branches over one clip, whose outputs are reduced."""
 
     def __init__(self, branches: Mapping[str, nn.Module], reduction: Callable[..., Tensor]):
         super().__init__(branches)
@@ -72,15 +72,15 @@ def _(net: co.Broadcast, options: Options) -> nn.Module:
 
 
 def _side_by_side(net: co.CoModule, options: Options) -> "OrderedDict[str, nn.Module]":
-    """Branches for ``continual``, whose containers of branches know its own modules only."""
+    """Branches for ``continual``, whose containers of branches take only its own modules."""
     branches = _children(net, options, in_continual)
     return OrderedDict((name, continual.continual(m)) for name, m in branches.items())
 
 
 def _auto_delay(net: Any) -> bool:
-    """Whether ``continual`` is to align the branches: only where there is something to align.
+    """Whether ``continual`` is to align the branches: only if there is something to align.
 
-    It would delay a residual that is cropped in front once more.
+    Otherwise, a residual that is cropped at the start would be delayed a second time.
     """
     return any(net.shifts().values())
 
@@ -157,7 +157,7 @@ def _decide(net: co.Conditional, x: Tensor, train: bool) -> bool:
     """The choice of a predicate that does not depend on the data.
 
     Raises:
-      NoPeer: for any other predicate: it computes with JAX arrays.
+      NoPeer: for any other predicate, since that computes with JAX arrays.
     """
     choice = net.predicate(net, x, train)
     if not isinstance(choice, bool):
@@ -191,7 +191,7 @@ def _(net: co.Conditional, options: Options) -> nn.Module:
 
 
 def overwriting(peer: nn.Module) -> nn.Module:
-    """The peer, with ReLUs that overwrite what was made for them alone, as in published code."""
+    """The peer, with ReLUs that overwrite inputs that only they read, as in published code."""
     for module in peer.modules():
         if type(module) in (nn.Sequential, continual.Sequential):
             for before, after in pairwise(module):
@@ -200,7 +200,7 @@ def overwriting(peer: nn.Module) -> nn.Module:
     return peer
 
 
-# Of these, outputs are new; containers of branches sum or multiply theirs.
+# Modules whose outputs are new arrays; containers of branches sum or multiply theirs.
 _NEW = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.conv._ConvNd,

@@ -1,4 +1,4 @@
-"""The functions that the networks of the zoo call, in torch."""
+"""Torch versions of the functions that the networks of the zoo call."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ Functions = Mapping[Callable[..., Any], Callable[..., Any]]
 
 @dataclass(frozen=True)
 class OfSpace:
-    """A function of the spatial axes: the same for a clip as for each of its steps."""
+    """A function of the spatial axes, which is the same for a clip and for each of its steps."""
 
     fn: Callable[[Tensor], Tensor]
 
@@ -32,7 +32,7 @@ _OF_VIDEO = {
 
 
 def functions_within(net: co.CoModule) -> dict[Any, Any]:
-    """The torch function for each JAX function of the zoo that stands in the network."""
+    """The torch functions for the JAX functions of the zoo that the network may contain."""
     functions: dict[Any, Any] = dict(_OF_VIDEO)
     for _, module in walk(net):
         if isinstance(module, ChannelsToJoints):
@@ -41,5 +41,5 @@ def functions_within(net: co.CoModule) -> dict[Any, Any]:
 
 
 def _mean_of_persons(persons: int) -> Callable[[Tensor], Tensor]:
-    """The mean over joints, and over the persons that the peers fold into the batch."""
+    """The mean over joints and over persons, which the peers fold into the batch."""
     return lambda x: x.unflatten(0, (-1, persons)).mean((1, -1))

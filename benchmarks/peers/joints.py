@@ -1,6 +1,6 @@
-"""What mixes the joints of skeletons, written as in the published PyTorch code.
+"""Modules that mix the joints of skeletons, written as in the published PyTorch code.
 
-Persons are rows of the batch there: ``(B * persons, C, T, joints)``.
+There, persons are rows of the batch: ``(B * persons, C, T, joints)``.
 """
 
 import math
@@ -44,7 +44,7 @@ class _GraphConvolution(nn.Module):
         return torch.relu_(self.bn(reduce(torch.add, convolved)) + self.gcn_residual(x))
 
     def connected(self, x: Tensor) -> list[Tensor]:
-        """What each joint takes in, by partition."""
+        """The input of each joint, by partition."""
         return [x @ partition for partition in self.A * self.graph_attn]
 
 
@@ -65,7 +65,7 @@ class _AdaptiveGraphConvolution(_GraphConvolution):
 
 
 class _RowSumGraphConvolution(_AdaptiveGraphConvolution):
-    """Without the attention, which the published code computes, and which has no effect."""
+    """Without the attention, which the published code computes although it has no effect."""
 
     def connected(self, x: Tensor) -> list[Tensor]:
         return [x * row for row in 1 + (self.A + self.graph_attn).sum(-1)]

@@ -1,4 +1,4 @@
-"""Layers that are no windows: local in time, recurrent, delays."""
+"""Layers other than windows: layers that are local in time, recurrent layers and delays."""
 
 import dataclasses
 import inspect
@@ -29,7 +29,7 @@ def _(net: co.Linear, options: Options) -> nn.Module:
 
 
 def _along(net: Any, layer: nn.Module) -> nn.Module:
-    """A layer of the last axis, of ``net.channel_dim`` instead."""
+    """A layer of the last axis, applied to the axis ``net.channel_dim`` instead."""
     last = layer.forward
     if net.channel_dim != -1:
         layer.forward = lambda x: last(x.swapaxes(net.channel_dim, -1)).swapaxes(
@@ -39,7 +39,7 @@ def _along(net: Any, layer: nn.Module) -> nn.Module:
 
 
 def in_steps(net: Any, layer: nn.Module) -> nn.Module:
-    """A layer that sees each step by itself, time folded into the batch, where ``net.per_step``."""
+    """The layer; if ``net.per_step``, applied to each step by itself, with time in the batch."""
     together = layer.forward
 
     def forward(x: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def in_steps(net: Any, layer: nn.Module) -> nn.Module:
 
 
 def _namesake(net: co.CoModule, kind: str | None = None) -> nn.Module:
-    """The layer of this name, or another, and these arguments, less those torch has not got."""
+    """The torch layer with the net's name, or ``kind``, and those of its arguments torch has."""
     linen = {field.name for field in dataclasses.fields(co.CoModule)}
     ours = linen | {"param_dtype", "scale_init", "negative_slope_init", "channel_dim", "per_step"}
     names = [field.name for field in dataclasses.fields(net) if field.name not in ours]
@@ -62,7 +62,7 @@ def _namesake(net: co.CoModule, kind: str | None = None) -> nn.Module:
         raise NoPeer(f"torch has no {kind}")
     layer = getattr(nn, kind)
     arguments = {name: getattr(net, name) for name in names}
-    # Before torch 2.12 norms of batches had no bias=False.
+    # Batch norms take no bias=False in versions of torch below 2.12.
     if arguments.get("bias") and "bias" not in inspect.signature(layer).parameters:
         del arguments["bias"]
     return layer(**arguments)
@@ -128,7 +128,7 @@ def _(net: Any, options: Options) -> nn.Module:
 
 
 class _OutputAlone:
-    """Takes and gives clips ``(B, C, T)``, and keeps the hidden state to itself."""
+    """Maps clips ``(B, C, T)`` to clips, without returning the hidden state."""
 
     def forward(self, x: Tensor) -> Tensor:
         output, _ = super().forward(x.swapaxes(1, 2))  # type: ignore[misc]  # of the layer it is mixed into
@@ -188,7 +188,7 @@ def _(net: co.Identity, options: Options) -> nn.Module:
 
 
 def _constant(value: Any) -> Any:
-    """A number, or a tensor where the constant has axes."""
+    """A number, or a tensor if the constant has axes."""
     array = np.asarray(value)
     return torch.from_numpy(array.copy()) if array.ndim else array.item()
 
@@ -240,7 +240,7 @@ def _(net: co.Reshape, options: Options) -> nn.Module:
 
 
 def _crop(net: co.Delay) -> tuple[int, int]:
-    """The steps that ``forward`` crops in front and behind."""
+    """The numbers of steps that ``forward`` crops at the start and at the end."""
     timing = net.timing
     return -timing.padding, net.steps - timing.end
 

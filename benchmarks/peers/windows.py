@@ -74,7 +74,7 @@ class _Padded:
     """Pads a clip before the layer that it is mixed into.
 
     Attributes:
-      pads: what is padded and how, as pairs of ``F.pad``'s ``pad`` and ``mode``.
+      pads: the paddings, as pairs of ``F.pad``'s ``pad`` and ``mode``.
     """
 
     pads: Sequence[tuple[tuple[int, ...], str]] = ()
@@ -101,7 +101,7 @@ _PADDED_CONVOLUTIONS = dict(zip(_CONVOLUTIONS, (_Conv1d, _Conv2d, _Conv3d), stri
 
 
 def _time_pad(net: Any, front: int, back: int) -> tuple[int, ...]:
-    """``F.pad``'s argument, which names the last axis first, for time alone."""
+    """``F.pad``'s argument for time alone; it lists the last axis first."""
     return (*(0, 0) * net.space, front, back)
 
 
@@ -115,7 +115,7 @@ def _(net: Any, options: Options) -> nn.Module:
     filled = options.as_stream and net.temporal_fill == "replicate"
     if net.padding_mode == "zeros" and not filled and all(isinstance(p, int) for p in net.padding):
         return getattr(nn, type(net).__name__)(**_conv_arguments(net), padding=net.padding)
-    # torch pads evenly, and time in the same mode as space.
+    # torch pads both ends alike, and time in the same mode as space.
     time, *space = (pads if isinstance(pads, tuple) else (pads, pads) for pads in net.padding)
     layer = _PADDED_CONVOLUTIONS[type(net)](**_conv_arguments(net))
     layer.pads = [
@@ -160,7 +160,7 @@ def _(net: Any, options: Options) -> nn.Module:
 @only(in_torch, *_MAXIMA)
 def _(net: Any, options: Options) -> nn.Module:
     if net.padding[0] > net.kernel_size[0] // 2:
-        # torch takes half of the kernel as padding at most, undilated.
+        # torch allows at most half of the undilated kernel as padding.
         return _WindowByWindow(net, _fills(net, options))
     layer = partial(getattr(nn, type(net).__name__), dilation=net.dilation)
     return _time_filled(net, options, layer)
@@ -198,7 +198,7 @@ def _divisor_override(net: Any) -> dict[str, Any]:
 
 
 def _max_fill(net: Any) -> str:
-    """What ``continual`` calls the fill that makes a maximum equal torch's."""
+    """The name in ``continual`` of the fill with which a maximum equals that of torch."""
     return "neg_inf" if net.temporal_fill == "zeros" else net.temporal_fill
 
 
@@ -207,7 +207,7 @@ def _fills(net: Any, options: Options) -> bool:
 
 
 def _time_filled(net: Any, options: Options, layer: Callable[..., nn.Module]) -> nn.Module:
-    """The pool, behind a replicate padding of time where that is asked for."""
+    """The pool, with a replicate padding of time before it if that is asked for."""
     arguments = _pool_arguments(net)
     if not _fills(net, options):
         return layer(**arguments)
@@ -221,7 +221,7 @@ def _time_filled(net: Any, options: Options, layer: Callable[..., nn.Module]) ->
 
 
 class _WindowByWindow(nn.Module):
-    """A pool of dilated time that torch has not got, by its definition: window by window."""
+    """A pool whose dilation or padding in time torch does not offer, computed window by window."""
 
     def __init__(self, net: Any, fills: bool):
         super().__init__()
@@ -244,7 +244,7 @@ class _WindowByWindow(nn.Module):
         return torch.stack([self.pooled(x, k) for k in range(self.net.timing.n_out(x.shape[2]))], 2)
 
     def pooled(self, x: Tensor, window: int) -> Tensor:
-        """The maximum or the average of the window of this number."""
+        """The maximum or the average of the window with this index."""
         net, steps = self.net, x.shape[2]
         start = window * net.stride[0] - net.padding[0]
         taps = [start + net.dilation[0] * tap for tap in range(net.kernel_size[0])]

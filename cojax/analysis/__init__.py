@@ -1,4 +1,4 @@
-"""What a network costs, keeps and answers, known from its shapes and timing alone."""
+"""The cost, state and outputs of a network, derived from its shapes and timing alone."""
 
 from cojax.analysis.macs import Macs, register_macs
 

@@ -1,4 +1,4 @@
-"""How many multiply-accumulates (MACs) a network needs: for a step, a stream or a clip."""
+"""Counts the multiply-accumulates (MACs) of a network: for a step, a stream or a clip."""
 
 import dataclasses
 import math
@@ -17,15 +17,15 @@ from cojax.timing import Timing
 
 @dataclasses.dataclass(frozen=True)
 class LayerFlops:
-    """What one module costs, apart from those within it.
+    """The cost of one module, without the modules within it.
 
     Attributes:
       path: its torch path.
       kind: the name of its type.
-      each: the MACs of one output: of a frame, or in ``forward`` of all it makes of the clip. None
-        if the type is unknown; see :func:`cojax.analysis.register_macs`.
-      times: how many such outputs it makes: in ``forward_step`` for an input step, on average
-        (1/2 behind a stride of 2), else in all.
+      each: the MACs of one output: of a frame or, in ``forward``, of the output for the whole clip.
+        None if the type is unknown; see :func:`cojax.analysis.register_macs`.
+      times: the number of such outputs: in ``forward_step``, the average per input step (1/2 after
+        a stride of 2), otherwise the total.
     """
 
     path: tuple[str, ...]
@@ -35,21 +35,21 @@ class LayerFlops:
 
     @property
     def macs(self) -> Macs:
-        """The MACs of all its outputs; none, where the type is unknown."""
+        """The MACs of all its outputs; zero if the type is unknown."""
         return (self.each or Macs()) * self.times
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Flops:
-    """What a network costs, in multiply-accumulates. Printed, a table of the layers that cost any.
+    """The cost of a network in multiply-accumulates, printed as a table of the layers with a cost.
 
     Attributes:
       mode: the mode of the network.
       layers: the modules that run, each before those within it.
-      inputs: the input steps that the figures are of: 1 in ``forward_step``.
-      outputs: the outputs for these, on average.
-      cycle: in ``forward_step``, the MACs of one step after another until they repeat, from a step
-        with an output on. Without strides a single number; in the other modes none.
+      inputs: the number of input steps that the figures are for: 1 in ``forward_step``.
+      outputs: the average number of outputs for these input steps.
+      cycle: in ``forward_step``, the MACs of successive steps until they repeat, beginning with a
+        step that emits an output. A single number without strides; empty in the other modes.
     """
 
     mode: str
@@ -60,27 +60,27 @@ class Flops:
 
     @property
     def macs(self) -> Macs:
-        """The MACs of all layers, by kind: in ``forward_step`` for a step, on average."""
+        """The MACs of all layers, by kind; in ``forward_step``, the average per step."""
         return sum((layer.macs for layer in self.layers), Macs())
 
     @property
     def total(self) -> Fraction:
-        """The MACs of all layers: in ``forward_step`` for a step, on average."""
+        """The MACs of all layers; in ``forward_step``, the average per step."""
         return Fraction(self.macs.total)
 
     @property
     def per_input(self) -> Fraction:
-        """The MACs for an input step, on average."""
+        """The average MACs per input step."""
         return self.total / self.inputs
 
     @property
     def per_output(self) -> Fraction | None:
-        """The MACs for an output, on average. None if there are no outputs."""
+        """The average MACs per output. None if there are no outputs."""
         return self.total / self.outputs if self.outputs else None
 
     @property
     def not_counted(self) -> tuple[LayerFlops, ...]:
-        """The layers whose own cost is unknown, and taken to be none."""
+        """The layers whose own cost is unknown and counted as zero."""
         return tuple(layer for layer in self.layers if layer.each is None)
 
     def __str__(self) -> str:
@@ -114,27 +114,27 @@ class Flops:
 
 
 def flops(net: CoModule, x: Any, mode: str = "forward_step") -> Flops:
-    """Counts the multiply-accumulates (MACs) that a network needs: exactly, layer by layer.
+    """Counts the multiply-accumulates (MACs) that a network needs, exactly and layer by layer.
 
-    They follow from the shapes and fields of its layers. Nothing is computed or compiled, no
-    variables are needed, and it does not matter how an operation is lowered, and on which device.
-    What counts is said in :mod:`cojax.analysis.macs`. Behind a temporal stride of 2 a layer is
-    needed every second step, so means over steps are fractions. Where a traced predicate chooses
-    between two branches, both are counted. Batch rows count each.
+    The counts follow from the shapes and fields of the layers. Nothing is computed or compiled, no
+    variables are needed, and it does not matter how an operation is lowered, or for which device.
+    What is counted is described in :mod:`cojax.analysis.macs`. After a temporal stride of 2, a
+    layer is needed only every second step, so averages over steps can be fractions. Where a traced
+    predicate chooses between two branches, both are counted. Every row of the batch is counted.
 
     Args:
       net: the network.
-      x: a step in ``forward_step``, else a clip: an array, a ``jax.ShapeDtypeStruct``, or a shape
-        (tuples of arrays or specs for several streams).
-      mode: "forward_step": one step, in the steady state, on average. "forward": the whole clip.
-        "forward_steps": the clip as a fresh stream, of which layers that are still warming up make
-        no outputs. "forward_stream": the same, flushed.
+      x: a step for "forward_step", otherwise a clip: an array, a ``jax.ShapeDtypeStruct``, or a
+        shape (tuples of arrays or specs for several streams).
+      mode: "forward_step": one step in the steady state, on average. "forward": the whole clip.
+        "forward_steps": the clip as a fresh stream, in which layers that are still warming up emit
+        nothing. "forward_stream": the same, including the flush.
 
     Returns:
       The :class:`Flops`.
 
     Raises:
-      ValueError: for another mode.
+      ValueError: for any other mode.
       InputError: if the step or the clip does not fit the network.
 
     Example::
@@ -174,7 +174,7 @@ def _layers(root: Call, times: Callable[[Call], Fraction]) -> tuple[LayerFlops, 
 
 
 def _cycle(root: Call) -> tuple[int | Fraction, ...]:
-    """The MACs of one step after another in the steady state, from one with an output on."""
+    """The MACs of successive steps in the steady state, from one that emits an output on."""
     calls = [(call.after, macs) for call in root.walk() if call.ran and (macs := macs_of(call))]
     return tuple(
         sum(

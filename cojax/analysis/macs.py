@@ -1,14 +1,14 @@
 """Multiply-accumulates (MACs) by type of layer: those of its formula, however it is computed.
 
-A MAC is one multiplication with its addition. (Papers and model zoos call as many "FLOPs"; where an
-addition counts by itself, FLOPs are twice the MACs.)
+A MAC is one multiplication with its addition. (Papers and model zoos often give the same number as
+"FLOPs"; where additions are counted separately, FLOPs are twice the MACs.)
 
-* ``linear``: convolutions, linear maps and the matrices of recurrences. Every entry of an output
-  costs as many MACs as there are weights in it, those on padding included.
-* ``matmul``: matrix products of activations with each other or with a graph: attention, graph
-  convolutions. Most counters leave them out, so they are apart. Attention counts as projections of
-  all tokens, though where few attend it is computed in fewer products.
-* Not counted: biases, norms, activations, pools, sums and products of entries, delays; and
+* ``linear``: convolutions, linear maps and the matrices of recurrent layers. Every entry of an
+  output costs as many MACs as there are weights in it, including those applied to padding.
+* ``matmul``: matrix products of activations with each other or with a graph: attention and graph
+  convolutions. Most counters omit them, so they are kept separate. Attention is counted with the
+  projections of all tokens, although it is computed in fewer products where few tokens attend.
+* Not counted: biases, norms, activations, pools, elementwise sums and products, delays, and
   functions (of :class:`cojax.Lambda`) that multiply no matrices.
 """
 
@@ -57,7 +57,7 @@ from cojax.module import CoModule
 
 @dataclasses.dataclass(frozen=True)
 class Macs:
-    """A number of multiply-accumulates; a fraction, where it is a mean over steps.
+    """A number of multiply-accumulates; a fraction if it is an average over steps.
 
     Example::
 
@@ -65,8 +65,8 @@ class Macs:
         assert (conv + attention).total == 500
 
     Attributes:
-      linear: those of convolutions, linear maps and recurrences.
-      matmul: those of matrix products of attention and graphs.
+      linear: those of convolutions, linear maps and recurrent layers.
+      matmul: those of the matrix products in attention and graph convolutions.
     """
 
     linear: int | Fraction = 0
@@ -87,19 +87,19 @@ Count = Callable[[Any, Any, Any], Macs | int | None]
 
 
 def register_macs(*types: type[CoModule], mode: str | None = None) -> Callable[[Count], Count]:
-    """Teaches the MACs of some types of layers, and of the types derived from them.
+    """Registers the MACs of types of layers, and of the types derived from them.
 
-    The function is called with the layer and the specs ``x`` and ``y`` of what goes in and comes
-    out: of a step ``(B, C, *S)`` or of a clip ``(B, C, T, *S)``. It returns what such a ``y``
-    costs: :class:`Macs`, an int (of ``linear``), or None where that is unknown. What the modules
-    within cost is counted by itself.
+    The decorated function is called with the layer and with the specs ``x`` and ``y`` of its input
+    and output: a step ``(B, C, *S)`` or a clip ``(B, C, T, *S)``. It returns the cost of such an
+    output ``y``: :class:`Macs`, an int (counted as ``linear``), or None if it is unknown. The cost
+    of the modules within the layer is counted separately.
 
     Args:
       *types: the types of layers.
-      mode: "forward_step" or "forward", for a function that knows of steps alone, or of clips.
+      mode: "forward_step" or "forward", for a function that handles only steps or only clips.
 
     Raises:
-      ValueError: for another mode.
+      ValueError: for any other mode.
 
     Example::
 
@@ -130,7 +130,7 @@ def register_macs(*types: type[CoModule], mode: str | None = None) -> Callable[[
 
 
 def macs_of(call: Call) -> Macs | None:
-    """What one output of a module costs, without the modules within. None where it is unknown."""
+    """The cost of one output of a module, without the modules within. None if it is unknown."""
     count = _REGISTERED["forward" if call.is_clip else "forward_step"]
     macs = count(call.module, call.x, call.y)
     return Macs(macs) if isinstance(macs, int) else macs
@@ -174,7 +174,7 @@ def _(layer: _StreamAttention, x: Any, y: Spec) -> Macs:
 def _(layer: _StreamAttention, x: Any, y: Spec) -> Macs:
     batch, steps = y.shape[0], flat_streams(x)[0].shape[2]
     answered = math.prod(y.shape[2:])
-    everything = y.shape[2] == steps  # as torch: all tokens attend to all of the clip
+    everything = y.shape[2] == steps  # as in torch: all tokens attend to the whole clip
     among = steps if everything else layer._length
     every = isinstance(layer, RetroactiveMultiheadAttention)
     asked = steps if every else y.shape[2]
@@ -198,7 +198,10 @@ def _(layer: WindowMultiheadAttention, x: Any, y: Spec) -> Macs:
 def _attending(
     layer: MultiheadAttention, batch: int, asked: int, kept: int, answered: int, among: int
 ) -> Macs:
-    """What attention costs that projects so many queries, and so many keys and values."""
+    """The cost of attention with ``asked`` queries, and ``kept`` keys and values.
+
+    It gives outputs for ``answered`` tokens, each of which attends to ``among`` tokens.
+    """
     query, key, value = layer._dims
     linear = asked * query + kept * (key + value) + answered * layer.embed_dim
     among += layer.add_bias_kv + layer.add_zero_attn
@@ -218,7 +221,7 @@ def _(layer: CoModule, x: Any, y: Any) -> int:
     return 0
 
 
-# A function is free if it multiplies no matrices; else what it costs is not known.
+# A function costs nothing if it multiplies no matrices; otherwise its cost is unknown.
 
 
 @register_macs(Lambda, mode="forward_step")

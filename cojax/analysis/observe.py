@@ -1,9 +1,9 @@
-"""A network observed while it runs on shapes alone.
+"""Observes a network while it runs on shapes alone.
 
-The network's own code says what every module within takes in, returns and keeps, and when: it runs
-once, abstractly, and every call of a module's ``step`` (or ``clip``) is noted. Signals carry the
-timing from the network's input to where they are. So no container needs a description of its own,
-a user's neither; nothing is computed or compiled, and no variables are needed.
+The network's own code determines what every module within receives, returns and keeps, and when: it
+runs once, abstractly, and every call of a module's ``step`` (or ``clip``) is recorded. Signals
+carry the timing from the network's input to where they are. So no container, not even your own,
+needs a separate description; nothing is computed or compiled, and no variables are needed.
 """
 
 import dataclasses
@@ -25,19 +25,19 @@ _AT_THE_INPUT = Timing()
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """One call of a module while a network ran.
+    """One call of a module during a run of a network.
 
     Attributes:
       module: the module.
       path: its torch path in the network.
-      place: where its variables lie.
-      x, y: the specs of what went in and came out. None if the module did not run.
-      is_clip: whether these are clips, and not steps.
-      state: the specs of its state, those of the modules within included.
-      before, after: the timing from the network's input to the module's, and to its output.
-      sources: for each stream that went in, the call that made it; None for the network's input.
-      within: the calls of the modules within, in the order they ran.
-      hands_on: whether what came out was made by other modules, and only handed on.
+      place: the path of its variables.
+      x, y: the specs of its input and output. None if the module did not run.
+      is_clip: whether these are clips rather than steps.
+      state: the specs of its state, including those of the modules within.
+      before, after: the timing from the network's input to the module's input, and to its output.
+      sources: for each input stream, the call that made it; None for the network's input.
+      within: the calls of the modules within, in the order in which they ran.
+      hands_on: whether its output was made by other modules and only passed through.
     """
 
     module: CoModule
@@ -63,14 +63,14 @@ class Call:
         return type(self.module).__name__
 
     def walk(self) -> Iterator["Call"]:
-        """This call and all within, each before those within it."""
+        """Yields this call and all calls within it, each before those within it."""
         yield self
         for call in self.within:
             yield from call.walk()
 
 
 def observe_step(net: CoModule, x: Any) -> Call:
-    """Runs a step of the network on steps of this spec.
+    """Runs one step of the network on inputs of this spec, and records the calls.
 
     Raises:
       InputError: if the step does not fit the network.
@@ -87,7 +87,7 @@ def observe_step(net: CoModule, x: Any) -> Call:
 
 
 def observe_clip(net: CoModule, x: Any) -> Call:
-    """Runs ``forward`` of the network on a clip of this spec. Timings are not observed.
+    """Runs ``forward`` on a clip of this spec, and records the calls, but no timings.
 
     Raises:
       InputError: if the clip does not fit the network, or is too short for it.
@@ -100,10 +100,10 @@ def observe_clip(net: CoModule, x: Any) -> Call:
 
 @dataclasses.dataclass(frozen=True)
 class _Observed(Signal):
-    """A signal that knows where it comes from.
+    """A signal that knows its origin.
 
     Attributes:
-      timing: when it comes, in input steps of the network.
+      timing: when its frames are valid, in input steps of the network.
       source: the call that made it; None at the network's input.
     """
 
@@ -116,11 +116,11 @@ class _Observed(Signal):
 
 
 class _Observer:
-    """Intercepts the methods of linen modules, and notes the calls of steps and clips.
+    """Intercepts the methods of linen modules, and records the calls of steps and clips.
 
     Attributes:
       root: the call of the network.
-      steps: whether it runs on steps.
+      steps: whether the network runs on steps.
     """
 
     root: Call
@@ -128,7 +128,7 @@ class _Observer:
     def __init__(self, steps: bool) -> None:
         self.steps = steps
         self.running: list[Call] = []
-        # Every signal that went into a module or came out of one, by identity.
+        # Every signal that was the input or output of a module, by identity.
         self.seen: dict[int, _Observed] = {}
 
     def __call__(
@@ -147,10 +147,10 @@ class _Observer:
         return output
 
     def _entered(self, module: CoModule) -> Call | None:
-        """The new call, unless it is a part of the one that is running.
+        """The new call, or None if it is part of the one that is running.
 
-        That calls methods of its own: of the class above it, or the clip that its step is. What it
-        does not name among its children is a part of it, too.
+        A running module calls methods of its own: those of its superclass, or the ``clip`` that its
+        ``step`` consists of. Modules that it does not name among its children are part of it, too.
         """
         place = _place(module)
         if not self.running:
@@ -161,7 +161,7 @@ class _Observer:
         names = [name for name, child in children.items() if _place(child) == place]
         if parent.place == place or not names:
             return None
-        # A module that stands in several places has the name, and the variables, of the first.
+        # A module that is used in several places has the name, and the variables, of the first.
         called = {call.path[-1] for call in parent.within}
         name = next((name for name in names if name not in called), names[0])
         call = Call(module, (*parent.path, name), place)
@@ -201,7 +201,7 @@ class _Observer:
         call.before, call.sources = parent.before, parent.sources
         call.after = in_sequence([call.before, call.module.timing])
         y = run(x, train=train)
-        # Among steps, a module without memory runs its own as a clip.
+        # While stepping, a module without memory runs its step as a clip.
         call.is_clip = not self.steps or any(
             spec_of(each).shape[2:3] != (1,) for each in flat_streams((x, y))
         )
@@ -210,7 +210,7 @@ class _Observer:
         return y
 
     def _note_idle(self, call: Call) -> None:
-        """Notes the modules within that did not run."""
+        """Records the modules within that did not run."""
         called = {inner.path[-1] for inner in call.within}
         for name, child in call.module.children().items():
             if name not in called:
@@ -220,6 +220,6 @@ class _Observer:
 
 
 def _place(module: CoModule) -> tuple[str, ...]:
-    """Where the variables of a module lie while its network runs."""
+    """The path of a module's variables while its network runs."""
     assert module.scope is not None
     return module.scope.path

@@ -1,4 +1,4 @@
-"""The picture of a timeline."""
+"""Draws timelines with matplotlib."""
 
 import os
 from typing import Any
@@ -15,10 +15,10 @@ from cojax.analysis.timeline import (
     TimelineRow,
 )
 
-# In inches, the width of a column; all else in columns.
+# The width of a column, in inches; all other lengths are in columns.
 _COLUMN = 0.26
-_HALF = 0.38  # Of a cell.
-_APART = 1.6  # Rows.
+_HALF = 0.38  # Half the side of a cell.
+_APART = 1.6  # The distance between rows.
 
 _INK, _GREY, _FAINT, _RED, _GREEN = "#222222", "#777777", "#c4c4c4", "#cc3311", "#44aa99"
 _EDGES = {EMITTED: _INK, FLUSHED: _INK, PADDING: _INK, WAITING: _FAINT, SKIPPED: _RED}
@@ -26,7 +26,7 @@ _SIGNS = {PADDING: "o", SKIPPED: "x"}
 
 
 def draw(timeline: Timeline, path: str | os.PathLike[str]) -> None:
-    """Draws the rows from the bottom up, and below each output what it is made of.
+    """Draws the rows from the bottom up and, below each output, what it is computed from.
 
     Raises:
       ImportError: if matplotlib is not installed.
@@ -84,7 +84,7 @@ def _draw_cell(axes: Any, x: float, y: float, mark: str) -> None:
 def _draw_view(
     axes: Any, row: TimelineRow, step: int, level: float, source: TimelineRow, floor: float
 ) -> None:
-    """Draws what the output of a step sees of the row that it is made of."""
+    """Draws what the output of a step sees of a row that it is computed from."""
     from matplotlib.patches import Polygon
 
     output = (step - row.timing.delay) // row.timing.stride

@@ -1,4 +1,4 @@
-"""A network at a glance: shapes, sizes, costs and timing, layer by layer."""
+"""Summarises a network: shapes, sizes, costs and timing, layer by layer."""
 
 import collections
 import dataclasses
@@ -19,18 +19,18 @@ from cojax.timing import Timing
 
 @dataclasses.dataclass(frozen=True)
 class SummaryRow:
-    """One module, apart from those within it; or with them, where the table goes no deeper.
+    """One module without those within it or, at the deepest level of the table, with them.
 
     Attributes:
       path: its torch path.
       kind: the name of its type.
       output: the spec of a step's output. None for a module that does not run: the branch that a
-        static :class:`cojax.Conditional` leaves.
+        static :class:`cojax.Conditional` does not take.
       parameters: the number of its parameters.
-      macs: its multiply-accumulates for an input step of the network, on average.
-      not_counted: whether there are more, of a type that is unknown.
-      state_bytes: the size of its state.
-      timing: when its outputs leave and what they see, from the network's input on.
+      macs: its multiply-accumulates per input step of the network, on average.
+      not_counted: whether there are further ones, of a type whose cost is unknown.
+      state_bytes: the size of its state, in bytes.
+      timing: when its outputs are emitted and what they see, in terms of the network's input.
     """
 
     path: tuple[str, ...]
@@ -43,7 +43,7 @@ class SummaryRow:
     timing: Timing
 
     def with_one_within(self, row: "SummaryRow") -> "SummaryRow":
-        """The row of this module and of one within it."""
+        """The row of this module together with one within it."""
         return dataclasses.replace(
             self,
             parameters=self.parameters + row.parameters,
@@ -55,11 +55,11 @@ class SummaryRow:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Summary:
-    """The modules of a network, whose figures add up to its own. Printed, a table.
+    """The modules of a network, with figures that add up to the network's, printed as a table.
 
     Attributes:
       input: the spec of the step.
-      rows: the network, and the modules within, each before those within it.
+      rows: the network and the modules within it, each before those within it.
     """
 
     input: Any
@@ -72,17 +72,17 @@ class Summary:
 
     @property
     def macs(self) -> Macs:
-        """The multiply-accumulates for an input step, on average."""
+        """The multiply-accumulates per input step, on average."""
         return sum((row.macs for row in self.rows), Macs())
 
     @property
     def state_bytes(self) -> int:
-        """The size of the state."""
+        """The size of the state, in bytes."""
         return sum(row.state_bytes for row in self.rows)
 
     @property
     def not_counted(self) -> tuple[SummaryRow, ...]:
-        """The modules whose multiply-accumulates are unknown, or some of them."""
+        """The modules whose multiply-accumulates are unknown, in whole or in part."""
         return tuple(row for row in self.rows if row.not_counted)
 
     def __str__(self) -> str:
@@ -125,18 +125,19 @@ class Summary:
 
 
 def summary(net: CoModule, x_t: Any, depth: int | None = None) -> Summary:
-    """Says what a network is made of, and what a step of it costs and keeps.
+    """Summarises the modules of a network, with the cost of a step and the size of the state.
 
-    For each module: the shape of its output, its parameters, its multiply-accumulates (MACs, as
-    :func:`cojax.flops` counts them), its state; and its delay, receptive field and stride, as they
-    add up from the network's input. Nothing is computed or compiled, and no variables are needed.
-    Figures are of the batch given: a batch of 1 gives those of a stream.
+    For each module, the summary gives the shape of its output, its parameters, its
+    multiply-accumulates (MACs, as :func:`cojax.flops` counts them) and its state, as well as its
+    delay, receptive field and stride, accumulated from the network's input. Nothing is computed or
+    compiled, and no variables are needed. The figures are for the given batch size: a batch of 1
+    gives those of a single stream.
 
     Args:
       net: the network.
       x_t: a step: an array, a ``jax.ShapeDtypeStruct``, or a shape (tuples of arrays or specs for
         several streams).
-      depth: how many levels the table goes down; a module at the last one stands for all within it.
+      depth: the number of levels in the table; a module at the deepest one includes all within it.
 
     Returns:
       The :class:`Summary`.
@@ -159,7 +160,7 @@ def summary(net: CoModule, x_t: Any, depth: int | None = None) -> Summary:
             path=call.path,
             kind=call.kind,
             output=call.y,
-            # Of modules that share parameters, the first is said to have them.
+            # Parameters that modules share are attributed to the first of them.
             parameters=parameters.pop(call.place, 0),
             macs=(macs or Macs()) * Fraction(1, call.after.stride),
             not_counted=macs is None,
@@ -178,7 +179,7 @@ def summary(net: CoModule, x_t: Any, depth: int | None = None) -> Summary:
 
 
 def _parameters(net: CoModule, root: Call) -> collections.Counter[tuple[str, ...]]:
-    """The parameters by the places of the modules: each is that of the innermost around it."""
+    """The number of parameters by module path: each belongs to the innermost module around it."""
     places = {call.place for call in root.walk()}
     counts: collections.Counter[tuple[str, ...]] = collections.Counter()
     leaves, _ = jax.tree_util.tree_flatten_with_path(declared(net).get("params", {}))

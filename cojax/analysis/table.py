@@ -1,4 +1,4 @@
-"""Tables of text."""
+"""Text tables."""
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[str]) -> str:
-    """Columns under a header, a foot under a rule. The first two columns are flush left."""
+    """Rows under a header, and a foot under a rule. The first two columns are left-aligned."""
     lines = [header, *rows, foot]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     width = sum(widths) + 2 * (len(widths) - 1)
@@ -23,7 +23,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], foot: Sequence[s
 
 
 def number(value: int | Fraction) -> str:
-    """The number with its thousands apart; a fraction to two places."""
+    """Formats a number with thousands separators, and a fraction with two decimals."""
     value = Fraction(value)
     return f"{value.numerator:,}" if value.denominator == 1 else f"{float(value):,.2f}"
 
@@ -36,7 +36,7 @@ class _Row(Protocol):
 
 
 def listed(rows: Iterable[_Row]) -> str:
-    """The types of these modules, each with the place of the first."""
+    """Lists the types of these modules, each with the path of the first one."""
     places: dict[str, list[str]] = {}
     for row in rows:
         places.setdefault(row.kind, []).append(".".join(row.path) or "the network")

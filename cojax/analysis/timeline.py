@@ -1,4 +1,4 @@
-"""Who answers when: what padding, delay and stride do to a stream."""
+"""Shows which layer emits when: the effect of padding, delay and stride on a stream."""
 
 import dataclasses
 import os
@@ -23,17 +23,18 @@ LEGEND = {
 
 @dataclasses.dataclass(frozen=True)
 class TimelineRow:
-    """One module that makes outputs of its own, or the network's input.
+    """A module that computes outputs of its own, or the network's input.
 
     Attributes:
       path: its torch path; empty for the input.
       kind: the name of its type; "input" for the input.
-      timing: when its outputs leave, counted in input steps of the network.
-      reads: the numbers of the rows that its outputs are made of.
-      window: what an output sees of each of these, as a timing in their frames.
-      marks: a character for each column: ``EMITTED``; ``FLUSHED``, an output that leaves after the
-        last input step; ``WAITING``, during warm-up; ``SKIPPED``, by a stride, its own or one
-        before; ``PADDING``, a frame that a module which reads this row pads it with; ``NOTHING``.
+      timing: when its outputs are emitted, in input steps of the network.
+      reads: the numbers of the rows that its outputs are computed from.
+      window: what an output sees of each of these rows, as a timing in their frames.
+      marks: a character for each column: ``EMITTED``; ``FLUSHED``, an output emitted after the last
+        input step; ``WAITING``, during warm-up; ``SKIPPED``, by a stride of this module or of one
+        before it; ``PADDING``, a frame with which a module that reads this row pads it;
+        ``NOTHING``.
     """
 
     path: tuple[str, ...]
@@ -46,13 +47,13 @@ class TimelineRow:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Timeline:
-    """What every layer of a network gives at every step. Printed, a row of marks for each.
+    """What every layer of a network emits at every step, printed as one row of marks per layer.
 
     Attributes:
-      rows: the input, and the modules in the order in which they make their outputs.
-      first: the step of the first column: negative where the input is padded.
+      rows: the input, and the modules in the order in which they compute their outputs.
+      first: the step of the first column; negative if the input is padded.
       steps: the number of input steps.
-      end: the number of fill steps of the flush behind them.
+      end: the number of fill steps of the flush after them.
     """
 
     rows: tuple[TimelineRow, ...]
@@ -68,7 +69,7 @@ class Timeline:
         apart = len(columns) <= 40
 
         def before(step: int) -> str:
-            """What stands before a column: a bar where the stream begins and where it ends."""
+            """The separator before a column: a bar where the stream begins and where it ends."""
             if step > self.first and step in (0, self.steps):
                 return "|"
             return " " if apart else ""
@@ -91,10 +92,10 @@ class Timeline:
     __repr__ = __str__
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draws the timeline, the input at the bottom, and what every output sees.
+        """Draws the timeline, with the input at the bottom, and what every output sees.
 
         Args:
-          path: the picture, in any format that matplotlib writes.
+          path: the image file, in any format that matplotlib writes.
 
         Raises:
           ImportError: if matplotlib is not installed.
@@ -105,13 +106,13 @@ class Timeline:
 
 
 def timeline(net: CoModule, x_t: Any, steps: int | None = None) -> Timeline:
-    """Shows which layer gives an output at which input step, the flush included.
+    """Shows which layers emit an output at which input steps, including the flush.
 
     Args:
       net: the network.
       x_t: a step: an array, a ``jax.ShapeDtypeStruct``, or a shape (tuples of arrays or specs for
         several streams). Nothing is computed.
-      steps: the number of input steps; None for three outputs, or ten steps.
+      steps: the number of input steps; None for enough to emit three outputs, and at least ten.
 
     Returns:
       The :class:`Timeline`: ``print`` shows it as text, ``plot`` draws it.
@@ -156,7 +157,7 @@ def timeline(net: CoModule, x_t: Any, steps: int | None = None) -> Timeline:
 
 
 def _makers(call: Call) -> Iterator[Call]:
-    """The calls that make outputs of their own, in the order in which they do."""
+    """Yields the calls that compute outputs of their own, in the order in which they do."""
     for inner in call.within:
         yield from _makers(inner)
     if call.ran and not call.hands_on:
@@ -164,7 +165,7 @@ def _makers(call: Call) -> Iterator[Call]:
 
 
 def _read(call: Call) -> list[Call | None]:
-    """The calls whose outputs a module's own are made of: of those within, what no other takes."""
+    """The calls that a module's outputs are computed from: of those within, what no other reads."""
     if not call.within:
         return list(call.sources)
     taken = {source for inner in call.within for each in inner.walk() for source in each.sources}
@@ -173,7 +174,7 @@ def _read(call: Call) -> list[Call | None]:
 
 
 def _padded(source: Timing, window: Timing, steps: int) -> set[int]:
-    """When the frames with which a module of this window pads what it reads would have come."""
+    """The steps at which the padding of a module with this window would have been emitted."""
     inputs = source.n_out(steps)
     outputs = window.n_out(inputs)
     if not outputs:
@@ -184,7 +185,7 @@ def _padded(source: Timing, window: Timing, steps: int) -> set[int]:
 
 
 def _mark(timing: Timing, step: int, steps: int) -> str:
-    """What a module of this timing gives at a step of a stream of so many."""
+    """The mark of a module with this timing at a step of a stream of ``steps`` steps."""
     if not 0 <= step < steps + timing.end:
         return NOTHING
     if timing.emits(step):

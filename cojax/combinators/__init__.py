@@ -1,1 +1,1 @@
-"""Modules made of modules."""
+"""Modules composed of other modules."""

@@ -23,15 +23,15 @@ Predicate = Callable[[CoModule, Any, bool], Any]
 
 
 class Conditional(_Branches):
-    """Runs one module or the other.
+    """Runs one of two modules, chosen by a predicate.
 
-    ``predicate(module, x, train)`` is called while tracing. Where it returns a Python bool, that
-    branch alone runs, at no other cost; the state of the other is kept. Where it returns an array
-    (bool, ``()`` or ``(B,)`` for a choice by row), both branches advance and the output is
-    selected, by the choice of the step at which it leaves; behind the end of the stream, by the
-    last choice.
+    ``predicate(module, x, train)`` is called while tracing. If it returns a Python bool, only the
+    chosen branch runs, at no other cost, and the state of the other is kept. If it returns a bool
+    array (``()``, or ``(B,)`` for a choice for each row), both branches advance and the output is
+    selected by the choice of the step that emits it; past the end of the stream, by the last
+    choice.
 
-    Source: ``continual.Conditional``. (There the predicate is not told ``train``, and a step
+    Source: ``continual.Conditional``. (There the predicate is not given ``train``, and a step
     returns the state of one branch only.)
 
     Example::
@@ -45,21 +45,22 @@ class Conditional(_Branches):
         assert frame.value.tolist() == [[1.5], [0.5]]
 
     Attributes:
-      predicate: called with this module, a step ``(B, C, *S)`` and ``train``. A static predicate
-        sees a clip in ``forward``.
-      layers: the branches: "0" where the predicate is True, "1" where not. The second defaults to
-        the identity, delayed as the first. Both must shrink a clip by as many steps.
-      advance: "always"; or "taken": under a traced predicate, which must be a scalar, only the
-        branch taken advances. That saves the cost of the other, and gives up that a stream equals
+      predicate: called with this module, a step ``(B, C, *S)`` and ``train``. In ``forward``, a
+        static predicate is given the clip.
+      layers: the branches: "0" if the predicate is True, "1" if it is False. The second defaults to
+        the identity, delayed like the first. Both must shrink a clip by the same number of steps.
+      advance: "always"; or "taken": with a traced predicate, which must be a scalar, only the
+        chosen branch advances. This saves the cost of the other, but a stream then no longer equals
         its clip.
 
     Shapes:
-      a stream to a stream; both branches give the same shape.
+      a stream to a stream; both branches have outputs of the same shape.
 
     Raises:
       ValueError: at construction, if the branches do not share one temporal stride, or shrink a
         clip by different numbers of steps.
-      InputError: if the branches give different shapes, or a predicate neither ``()`` nor ``(B,)``.
+      InputError: if the branches have outputs of different shapes, or a predicate has a shape other
+        than ``()`` and ``(B,)``.
     """
 
     predicate: Predicate = lambda module, x, train: True
@@ -86,7 +87,7 @@ class Conditional(_Branches):
             ) from error
         one_of("advance", advance, ("always", "taken"))
         branches: list[Any] = []
-        if layers is None:  # Else Flax rebuilds a module that it is within.
+        if layers is None:  # Otherwise Flax rebuilds the module from its fields.
             branches = [on_true, Identity() if on_false is None else on_false]
         self._construct(
             **named(branches, layers, order),
@@ -119,7 +120,7 @@ class Conditional(_Branches):
 
     @nn.nowrap
     def _decision_spec(self, x: Spec) -> Spec | None:
-        """The shape of a traced decision on steps of this spec; None where it is static."""
+        """Returns the spec of a traced decision on steps of this spec, or None if it is static."""
         decisions: list[Any] = []
 
         def decide(x: Array) -> None:
@@ -186,7 +187,7 @@ class Conditional(_Branches):
         return output, after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
-        if "choice" in state:  # made anew in every step
+        if "choice" in state:  # The choice is made anew in every step.
             return CoModule.chunk(self, state, chunk)
         return super().chunk(state, chunk)
 

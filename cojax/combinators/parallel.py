@@ -1,8 +1,8 @@
-"""Several streams: broadcast, run side by side, dispatched and reduced.
+"""Modules that broadcast, process in parallel, dispatch and reduce several streams.
 
-Branches of unequal delay are aligned by themselves: a branch that answers ``n`` steps earlier than
-the slowest is fed ``n`` steps late. Late *input* is always right; a late output is right only
-where the branch's stride divides ``n``.
+Branches of unequal delay are aligned automatically: a branch that would emit ``n`` steps before the
+slowest is fed ``n`` steps late. Delaying its *input* is always correct; delaying its output would
+be correct only if the branch's stride divides ``n``.
 """
 
 import functools
@@ -35,11 +35,11 @@ _REDUCTIONS: dict[str, Callable[[Sequence[Array]], Array]] = {
 
 
 class _Routing(CoModule):
-    """Hands streams on as they are: specs, clips, signals and chunks."""
+    """Passes streams on unchanged, as specs, clips, signals and chunks."""
 
     @nn.nowrap
     def routed(self, streams: Any) -> Any:
-        """The streams that leave."""
+        """Returns the output streams."""
         raise NotImplementedError
 
     def output_spec(self, x: Any) -> Any:
@@ -66,8 +66,8 @@ class Broadcast(_Routing):
         assert a is b
 
     Attributes:
-      num_streams: the number of copies; where None, a :class:`Sequential` infers it from the
-        :class:`Parallel` behind.
+      num_streams: the number of copies; if None, a :class:`Sequential` infers it from the
+        :class:`Parallel` that follows.
 
     Shapes:
       a stream to a tuple of ``num_streams`` of them.
@@ -108,14 +108,14 @@ class ParallelDispatch(_Routing):
         assert swapped[0] is ones and swapped[1] is zeros
 
     Attributes:
-      dispatch_mapping: for each output the number of an input stream, or a sequence of such.
+      dispatch_mapping: for each output, the number of an input stream, or a sequence of these.
 
     Shapes:
       a tuple of streams to a tuple of streams, or of tuples of them, as mapped.
 
     Raises:
-      ValueError: at construction, for anything else.
-      InputError: for a stream that there is not.
+      ValueError: at construction, for any other kind of mapping.
+      InputError: for a stream that does not exist.
     """
 
     dispatch_mapping: Sequence[Any]
@@ -187,7 +187,7 @@ class Reduce(TimeLocal):
 
 
 def reduction(reduce: Reduction) -> Callable[[Sequence[Array]], Array]:
-    """The function of clips that a reduction's name stands for."""
+    """Returns the function of clips that performs a reduction, given by name or as a function."""
     if callable(reduce):
         return reduce
     if reduce not in _REDUCTIONS:
@@ -203,7 +203,7 @@ def _reduced(function: Callable[[Sequence[Array]], Array], xs: Sequence[Array]) 
 
 
 def reduced_spec(reduce: Reduction, streams: Any) -> Any:
-    """The spec of the reduction of streams of these specs."""
+    """Returns the spec of the reduction of streams of these specs."""
     if not isinstance(streams, tuple) or any(isinstance(s, tuple) for s in streams):
         raise InputError("a reduction takes several streams, none of them grouped; Broadcast first")
     try:
@@ -225,7 +225,7 @@ def _require_one_length(lengths: Sequence[int]) -> None:
 
 
 def reduced(reduce: Reduction, flows: Any) -> Any:
-    """The reduction of frames, or of chunks."""
+    """Returns the reduction of frames, or of chunks."""
     values = [flow.clean() for flow in flows]
     if is_chunk(flows):
         return met(flows, reduction(reduce)(values))
@@ -233,7 +233,7 @@ def reduced(reduce: Reduction, flows: Any) -> Any:
 
 
 class _Branches(Container):
-    """Modules side by side, aligned to the slowest."""
+    """Modules that run in parallel, aligned to the slowest."""
 
     auto_delay: bool = True
 
@@ -255,20 +255,21 @@ class _Branches(Container):
 
     @nn.nowrap
     def shifts(self) -> dict[str, int]:
-        """The steps by which each branch is fed late."""
+        """Returns the number of steps by which the input of each branch is delayed."""
         delays = {name: child.timing.delay for name, child in self.children().items()}
         return {name: max(delays.values()) - delay for name, delay in delays.items()}
 
     @property
     def _line(self) -> DelayLine:
-        """What holds one stream back for all branches."""
+        """The delay line of one stream that all branches share."""
         return DelayLine.of(max(self.shifts().values()))
 
 
 class Parallel(_Branches):
-    """Runs modules side by side, each on a stream of its own.
+    """Runs modules in parallel, each on its own stream.
 
-    ``Parallel(a, b)``, ``Parallel([a, b])`` or ``Parallel({"first": a, "second": b})``.
+    The modules are given as ``Parallel(a, b)``, as ``Parallel([a, b])`` or, with names, as
+    ``Parallel({"first": a, "second": b})``.
 
     Source: ``continual.Parallel``. (There the alignment of strided branches is wrong.)
 
@@ -286,11 +287,11 @@ class Parallel(_Branches):
       auto_delay: whether branches of unequal delay are aligned; otherwise they are refused.
 
     Shapes:
-      a tuple of streams to a tuple of as many.
+      a tuple of streams to a tuple of as many streams.
 
     Raises:
       ValueError: at construction, if the branches do not share one temporal stride.
-      InputError: for another number of streams.
+      InputError: if there are not as many streams as modules.
     """
 
     def __init__(
@@ -305,7 +306,7 @@ class Parallel(_Branches):
 
     @nn.nowrap
     def _each(self, streams: Any) -> list[tuple[str, Any]]:
-        """The name of every module, and its stream."""
+        """Returns the name of every module, with its stream."""
         if not isinstance(streams, tuple) or len(streams) != len(self.order):
             given = len(streams) if isinstance(streams, tuple) else 1
             raise InputError(
@@ -325,7 +326,7 @@ class Parallel(_Branches):
         for name, stream in self._each(x):
             states[name] = self.child_state(name, stream)
             if shifts[name]:
-                # One line for each stream of a branch that takes several.
+                # A branch that takes several streams has a delay line for each of them.
                 lines = [DelayLine.of(shifts[name]).fresh(spec) for spec in flat_streams(stream)]
                 late[name] = {str(i): line for i, line in enumerate(lines)}
         return keep(states, late)
@@ -341,7 +342,7 @@ class Parallel(_Branches):
 
 
 def _held_back(state: State, streams: Any, steps: int) -> tuple[Any, State]:
-    """Streams, each held back by a line of its own."""
+    """Delays streams, each by its own delay line."""
     line = DelayLine.of(steps)
     after = {}
     numbers = iter(range(len(state)))
@@ -356,10 +357,10 @@ def _held_back(state: State, streams: Any, steps: int) -> tuple[Any, State]:
 
 
 class BroadcastReduce(_Branches):
-    """Runs modules side by side on one stream and reduces what they answer.
+    """Runs modules in parallel on one stream and reduces their outputs.
 
     The same as ``Sequential(Broadcast(), Parallel(...), Reduce(reduce))``, with one ring of inputs
-    that serves all branches.
+    that all branches share.
 
     Source: ``continual.BroadcastReduce``. (There the alignment of strided branches is wrong.)
 
@@ -372,7 +373,7 @@ class BroadcastReduce(_Branches):
         assert net.apply(variables, jnp.ones((1, 2, 6))).shape == (1, 8, 6)
 
     Attributes:
-      reduce: as of :class:`Reduce`.
+      reduce: as in :class:`Reduce`.
       auto_delay: whether branches of unequal delay are aligned; otherwise they are refused.
 
     Shapes:
@@ -411,7 +412,7 @@ class BroadcastReduce(_Branches):
         return reduced_spec(self.reduce, specs)
 
     def clip(self, x: Any, train: bool = False) -> Any:
-        # By their timing: an adaptive pool makes one step of a clip, which is broadcast.
+        # By their timing, since an adaptive pool reduces a clip to one step, which is broadcast.
         _require_one_length([c.timing.n_out(x.shape[2]) for c in self.children().values()])
         return reduction(self.reduce)([self.child_clip(name, x, train) for name in self.order])
 

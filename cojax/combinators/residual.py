@@ -12,7 +12,7 @@ def Residual(  # noqa: N802 - a module by its name in continual
     reduce: Reduction = "sum",
     residual_shrink: bool | str = False,
 ) -> BroadcastReduce:
-    """Reduces a module's output with its input, delayed so that both meet.
+    """Reduces a module's output with its input, which is delayed to match it.
 
     The input is child "0" and the module child "1" of a :class:`BroadcastReduce`.
 
@@ -26,11 +26,11 @@ def Residual(  # noqa: N802 - a module by its name in continual
 
     Args:
       module: the module, of temporal stride 1.
-      temporal_fill: accepted for compatibility: no frame of the delayed input is ever filled in.
-      reduce: as of :class:`Reduce`.
-      residual_shrink: how the input is cropped where the module shrinks a clip (by ``c`` steps):
-        True or "centered" (c/2 off both ends), "lagging" (c off the back), "leading" (c off the
-        front, so that an output meets the newest step). Has no effect where the module does not.
+      temporal_fill: accepted for compatibility; no frame of the delayed input is ever filled in.
+      reduce: as in :class:`Reduce`.
+      residual_shrink: how the input is cropped if the module shrinks a clip (by ``c`` steps): True
+        or "centered" (c/2 off both ends), "lagging" (c off the end), "leading" (c off the start, so
+        that an output is combined with the newest step). Has no effect otherwise.
 
     Shapes:
       a stream to a stream.

@@ -1,4 +1,4 @@
-"""Modules one behind another."""
+"""Modules that run one after another."""
 
 import dataclasses
 import itertools
@@ -18,13 +18,14 @@ from cojax.timing import Timing, in_sequence
 
 
 class Sequential(Container):
-    """Runs modules one behind another.
+    """Runs modules one after another.
 
-    ``Sequential(a, b)``, ``Sequential([a, b])`` or ``Sequential({"first": a, "second": b})``. A
-    :class:`Broadcast` without a number of streams takes that of the :class:`Parallel` behind it.
+    The modules are given as ``Sequential(a, b)``, as ``Sequential([a, b])`` or, with names, as
+    ``Sequential({"first": a, "second": b})``. A :class:`Broadcast` without a number of streams
+    takes that of the :class:`Parallel` that follows it.
 
-    In a step with ``skip=True`` the modules behind one with a temporal stride run only where that
-    one has answered.
+    In a step with ``skip=True``, the modules after one with a temporal stride run only if that one
+    has emitted an output.
 
     Source: ``torch.nn.Sequential``, ``continual.Sequential``.
 
@@ -38,7 +39,7 @@ class Sequential(Container):
         assert net.apply(variables, jnp.ones((1, 2, 6))).shape == (1, 4, 2)
 
     Shapes:
-      what the first module takes to what the last one gives.
+      the input of the first module to the output of the last.
 
     Raises:
       TypeError: at construction, for anything that is not a CoModule.
@@ -66,7 +67,7 @@ class Sequential(Container):
 
     @nn.nowrap
     def append(self, module: CoModule) -> "Sequential":
-        """A new network with the module behind the others, named by its place."""
+        """Returns a new network with the module after the others, named by its position."""
         return Sequential({**self.children(), str(len(self.order)): module})
 
     def output_spec(self, x: Any) -> Any:
@@ -106,14 +107,14 @@ class Sequential(Container):
     def _run_if_valid(
         self, names: tuple[str, ...], state: State, signal: Signal, train: bool
     ) -> tuple[Any, State]:
-        """Runs these modules where the signal is valid, and leaves all as it is where it is not."""
+        """Runs these modules if the signal is valid, and leaves the state as it is if it is not."""
         answered: Any = spec_of(signal)
         for name in names:
             answered = self.layers[name].output_spec(answered)
         before = {key(name): state[key(name)] for name in names if key(name) in state}
 
         def run(module: Sequential, value: Array, before: State) -> tuple[Any, State]:
-            # Known to be valid, it needs no mask.
+            # A signal that is known to be valid needs no mask.
             valid = dataclasses.replace(signal, value=value, valid=True)
             output, after = module._run(names, before, valid, train)
             _require_specs(map_streams(spec_of, output), answered)

@@ -1,4 +1,4 @@
-"""Transformer encoders that answer a stream of tokens, one at a time."""
+"""Transformer encoders that process a stream of tokens, one at a time."""
 
 import dataclasses
 import operator
@@ -43,15 +43,15 @@ _TYPES = (
 
 
 class TransformerEncoderLayer(Container):
-    """Attention, and a network for each token, both with a residual and a norm::
+    """Attention and a feed-forward network for each token, each with a residual and a norm::
 
         y = norm1(x + attention(x))       # x + attention(norm1(x)), with norm_first
         z = norm2(y + network(y))         # y + network(norm2(y)), with norm_first
         network(y) = linear2(activation(linear1(y)))
 
     Built by :class:`TransformerEncoderLayerFactory`, :func:`SingleOutputTransformerEncoderLayer`
-    and :func:`RetroactiveTransformerEncoderLayer`, which say what attends to what. Its variables
-    lie where ``torch.nn.TransformerEncoderLayer`` has them.
+    and :func:`RetroactiveTransformerEncoderLayer`, which determine what attends to what. Its
+    variables have the same paths as in ``torch.nn.TransformerEncoderLayer``.
 
     Source: ``torch.nn.TransformerEncoderLayer``; Vaswani et al., 2017,
     https://arxiv.org/abs/1706.03762.
@@ -63,15 +63,15 @@ class TransformerEncoderLayer(Container):
         assert (layer.receptive_field, layer.delay) == (8, 7)
 
     Attributes:
-      layers: ``residual`` (the tokens that the outputs stand for), ``self_attn``, ``linear1``,
+      layers: ``residual`` (the tokens to which the outputs belong), ``self_attn``, ``linear1``,
         ``activation``, ``dropout``, ``linear2``, ``norm1``, ``norm2``, ``dropout1``, ``dropout2``.
-      norm_first: whether norms stand in front of attention and of the network, instead of behind.
+      norm_first: whether norms come before attention and the network, instead of after.
 
     Shapes:
       those of its attention.
 
     Raises:
-      InputError: as its attention.
+      InputError: as raised by its attention.
     """
 
     norm_first: bool = False
@@ -109,7 +109,7 @@ class TransformerEncoderLayer(Container):
 
     @nn.nowrap
     def _encoded(self, x: Any, run: Callable[..., Any], plus: Callable[[Any, Any], Any]) -> Any:
-        """The output, of clips or of what flows: ``run`` runs modules by their names."""
+        """Returns the output for a clip or for what flows; ``run`` runs modules by their names."""
         attention, network = ("self_attn", "dropout1"), (*_NETWORK, "dropout2")
         if self.norm_first:
             y = plus(run(x, "residual"), run(x, "norm1", *attention))
@@ -120,7 +120,7 @@ class TransformerEncoderLayer(Container):
 
 @dataclasses.dataclass(frozen=True)
 class _Token:
-    """A function of clips that keeps one of their steps; equal to others of the same place."""
+    """A function of clips that selects one of their steps; equal to others of the same place."""
 
     place: int
 
@@ -130,15 +130,17 @@ class _Token:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerEncoderLayerFactory:
-    """The hyper-parameters of encoder layers, and all layers that have them.
+    """A factory of encoder layers that share hyper-parameters.
 
-    Called with a type of attention, it gives a :class:`TransformerEncoderLayer`:
+    Called with a type of attention, it returns a :class:`TransformerEncoderLayer`:
 
     * ``"single_output"``: the newest of the last ``sequence_len`` tokens attends to all of them.
-      ``forward`` is ``torch.nn.TransformerEncoderLayer``, in which all tokens of a clip attend.
-    * ``"single_output_forward"``: the same, and ``forward`` answers as the steps do.
-    * ``"retroactive"``: each of the last tokens attends to all, and a step gives all of them.
-    * ``"regular"``: for windows of tokens that come at once, all of which attend to all.
+      ``forward`` is that of ``torch.nn.TransformerEncoderLayer``, in which all tokens of a clip
+      attend.
+    * ``"single_output_forward"``: the same, but ``forward`` has the same outputs as the steps.
+    * ``"retroactive"``: each of the last tokens attends to all, and a step emits an output for each
+      of them.
+    * ``"regular"``: for steps that are whole windows of tokens, all of which attend to all.
     * ``"regular_single_output"``: the same, but only the newest attends.
 
     Source: ``continual.TransformerEncoderLayerFactory``; Vaswani et al., 2017,
@@ -153,18 +155,19 @@ class TransformerEncoderLayerFactory:
     Attributes:
       d_model: the channels of a token.
       nhead: the heads of attention.
-      dim_feedforward: the channels within the network for each token.
-      dropout: the probability of a zero, in training, within attention and network and behind both.
+      dim_feedforward: the channels within the feed-forward network.
+      dropout: the probability of a zero, in training, within attention and the network and after
+        both.
       activation: "relu", "gelu", a module, or a function of arrays.
       layer_norm_eps: added to the variance in norms.
-      norm_first: whether norms stand in front of attention and of the network, instead of behind.
+      norm_first: whether norms come before attention and the network, instead of after.
       bias: whether attention, linear maps and norms have biases.
-      sequence_len: the tokens that attend to each other.
-      attention_bias: whether attention has biases, where that differs.
+      sequence_len: the number of tokens that attend to each other.
+      attention_bias: whether attention has biases, if that differs from ``bias``.
       param_dtype: the dtype of the parameters.
 
     Raises:
-      ValueError: at construction or when called, for arguments that do not go together.
+      ValueError: at construction or when called, for arguments that cannot be combined.
     """
 
     d_model: int
@@ -184,14 +187,14 @@ class TransformerEncoderLayerFactory:
             one_of("activation", self.activation, tuple(_ACTIVATIONS))
 
     def __call__(self, mha_type: str, query_index: int = -1) -> TransformerEncoderLayer:
-        """The encoder layer with this type of attention.
+        """Returns the encoder layer with this type of attention.
 
         Args:
-          mha_type: the type, as above.
-          query_index: the token that attends, by its place, where only one does.
+          mha_type: the type, one of the above.
+          query_index: the token that attends, by its position, for types in which only one does.
 
         Raises:
-          ValueError: for another type, or arguments that do not go together.
+          ValueError: for another type, or arguments that cannot be combined.
         """
         one_of("mha_type", mha_type, _TYPES)
         if mha_type == "regular":
@@ -212,7 +215,7 @@ class TransformerEncoderLayerFactory:
             query_index=query_index,
             single_output_forward=answers_as_steps,
         )
-        # The token that attends came so many steps before the newest.
+        # The number of steps from the token that attends to the newest.
         held = single.delay - single.query_place
         crop = (single.query_place, held) if answers_as_steps else False
         return self._around(single, Delay(held, auto_shrink=crop))
@@ -223,7 +226,7 @@ class TransformerEncoderLayerFactory:
         return kind(self.d_model, self.nhead, **common, **own)
 
     def _around(self, attention: CoModule, residual: CoModule) -> TransformerEncoderLayer:
-        """The layer with this attention, whose outputs stand for the tokens of the residual."""
+        """Returns the layer with this attention, whose outputs belong to the residual's tokens."""
         across: dict[str, Any] = {
             "channel_dim": 1,
             "bias": self.bias,
@@ -258,7 +261,7 @@ def SingleOutputTransformerEncoderLayer(  # noqa: N802 - a module by its name in
     query_index: int = -1,
     **more: Any,
 ) -> TransformerEncoderLayer:
-    """An encoder layer for streams in which one token attends to the last ``sequence_len``.
+    """An encoder layer for streams in which one token attends to the last ``sequence_len`` tokens.
 
     Source: ``continual.SingleOutputTransformerEncoderLayer``, with the weights of
     ``torch.nn.TransformerEncoderLayer``.
@@ -273,19 +276,19 @@ def SingleOutputTransformerEncoderLayer(  # noqa: N802 - a module by its name in
         assert frame.value.shape == (1, 32)
 
     Args:
-      *hyperparameters: those of :class:`TransformerEncoderLayerFactory`, by place.
-      single_output_forward: whether ``forward`` answers as the steps do, with an output for every
-        window of the clip. Otherwise all tokens of a clip attend to all and are answered, as in
-        ``torch.nn.TransformerEncoderLayer``.
-      query_index: the token that attends, by its place among the last; -1 is the newest.
+      *hyperparameters: those of :class:`TransformerEncoderLayerFactory`, by position.
+      single_output_forward: whether ``forward`` has the same outputs as the steps, one for every
+        window of the clip. Otherwise all tokens of a clip attend to all, and each has an output, as
+        in ``torch.nn.TransformerEncoderLayer``.
+      query_index: the token that attends, by its position among the last; -1 is the newest.
       **more: those of the factory, by name.
 
     Shapes:
       clip ``(B, d_model, T)`` to ``(B, d_model, T - sequence_len + 1)`` (``T`` without
-      ``single_output_forward``); step ``(B, d_model)``, kept.
+      ``single_output_forward``); step ``(B, d_model)`` to the same.
 
     Raises:
-      ValueError: for arguments that do not go together.
+      ValueError: for arguments that cannot be combined.
     """
     factory = TransformerEncoderLayerFactory(*hyperparameters, **more)
     return factory(
@@ -296,7 +299,7 @@ def SingleOutputTransformerEncoderLayer(  # noqa: N802 - a module by its name in
 def RetroactiveTransformerEncoderLayer(  # noqa: N802 - a module by its name in continual
     *hyperparameters: Any, **more: Any
 ) -> TransformerEncoderLayer:
-    """An encoder layer for streams that answers the last ``sequence_len`` tokens in every step.
+    """An encoder layer for streams whose steps emit outputs for the last ``sequence_len`` tokens.
 
     Source: ``continual.RetroactiveTransformerEncoderLayer``, with the weights of
     ``torch.nn.TransformerEncoderLayer``.
@@ -308,7 +311,7 @@ def RetroactiveTransformerEncoderLayer(  # noqa: N802 - a module by its name in 
         assert layer.apply(variables, jnp.ones((1, 32, 8))).shape == (1, 32, 1, 8)
 
     Args:
-      *hyperparameters: those of :class:`TransformerEncoderLayerFactory`, by place.
+      *hyperparameters: those of :class:`TransformerEncoderLayerFactory`, by position.
       **more: the same, by name.
 
     Shapes:
@@ -316,7 +319,7 @@ def RetroactiveTransformerEncoderLayer(  # noqa: N802 - a module by its name in 
       d_model)`` to ``(B, d_model, sequence_len)``, oldest first.
 
     Raises:
-      ValueError: for arguments that do not go together.
+      ValueError: for arguments that cannot be combined.
     """
     return TransformerEncoderLayerFactory(*hyperparameters, **more)("retroactive")
 
@@ -324,13 +327,15 @@ def RetroactiveTransformerEncoderLayer(  # noqa: N802 - a module by its name in 
 class TransformerEncoder(Sequential):
     """A stack of encoder layers over the last ``sequence_len`` tokens of a stream.
 
-    In every step it gives what ``torch.nn.TransformerEncoder`` gives for the newest of the window.
-    The first of several layers is retroactive, those between see all tokens of the window, and the
-    last answers the newest. So a step costs the first layer's attention, which projects one token,
-    and all of the others: few wide layers gain most from streaming.
+    Every step emits the output of ``torch.nn.TransformerEncoder`` for the newest token of the
+    window. The first of several layers is retroactive, those in between see all tokens of the
+    window, and the last emits the output of the newest token. A step therefore costs the attention
+    of the first layer, which projects only one token, and all of the other layers: a few wide
+    layers gain most from streaming.
 
-    Source: ``continual.TransformerEncoder`` (there of one or two layers), with the weights of
-    ``torch.nn.TransformerEncoder``. ``forward`` answers as the steps do, also with one layer.
+    Source: ``continual.TransformerEncoder`` (there with one or two layers), with the weights of
+    ``torch.nn.TransformerEncoder``. ``forward`` has the same outputs as the steps, also with one
+    layer.
 
     Example::
 
@@ -340,15 +345,16 @@ class TransformerEncoder(Sequential):
         assert encoder.apply(variables, jnp.ones((1, 32, 10))).shape == (1, 32, 3)
 
     Attributes:
-      layers, order: the stack, named "layers", and the norm, named "norm". Its constructor takes:
-      encoder_layer: a :class:`TransformerEncoderLayerFactory`, or a function that gives a module
+      layers, order: the stack, named "layers", and the norm, named "norm". The constructor takes
+        the following instead.
+      encoder_layer: a :class:`TransformerEncoderLayerFactory`, or a function that returns a module
         for each type of attention.
       num_layers: the number of layers.
-      norm: a module behind the last layer, such as ``co.LayerNorm(d_model, channel_dim=1)``.
+      norm: a module after the last layer, such as ``co.LayerNorm(d_model, channel_dim=1)``.
 
     Shapes:
-      clip ``(B, d_model, T)`` to ``(B, d_model, T - sequence_len + 1)``; step ``(B, d_model)``,
-      kept.
+      clip ``(B, d_model, T)`` to ``(B, d_model, T - sequence_len + 1)``; step ``(B, d_model)`` to
+      the same.
 
     Raises:
       ValueError: at construction, without a factory or layers.

@@ -1,1 +1,1 @@
-"""An embedded example: what a person wearing a smart watch is doing."""
+"""An embedded example that recognises what a person wearing a smart watch is doing."""

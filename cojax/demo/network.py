@@ -1,4 +1,4 @@
-"""The network of the demo: a small temporal convolution network."""
+"""The network of the demo: a small temporal convolutional network."""
 
 from importlib import resources
 from typing import Any
@@ -9,9 +9,10 @@ LABELS = ("Standing", "Running", "Walking", "Badminton")
 
 
 def activity_network(channels: int = 64, classes: int = len(LABELS)) -> co.Sequential:
-    """Six sensor channels to the probabilities of four activities, over the last 6.1 seconds.
+    """A network from six sensor channels over the last 6.1 seconds to four activities.
 
-    Steps ``(B, 6)`` at 10 Hz to ``(B, 4)``; the first output leaves with the 61st sample.
+    It maps steps ``(B, 6)`` at 10 Hz to probabilities ``(B, 4)``, and emits the first output at the
+    61st sample.
     """
     blocks = {f"block{i}": _block(channels) for i in (1, 2, 3)}
     return co.Sequential(
@@ -37,6 +38,6 @@ def _block(channels: int) -> co.BroadcastReduce:
 
 
 def trained_variables(net: co.CoModule) -> dict[str, Any]:
-    """The variables that ``examples/train_demo.py`` found, from a torch-loadable checkpoint."""
+    """The variables trained by ``examples/train_demo.py``, from a checkpoint torch can load."""
     with resources.as_file(resources.files("cojax.demo").joinpath("activity.safetensors")) as path:
         return co.load_torch(net, path)

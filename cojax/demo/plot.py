@@ -1,4 +1,4 @@
-"""A picture of one recording and of the network's opinion while it came in."""
+"""Plots one recording, with the network's outputs as it came in."""
 
 import os
 
@@ -11,13 +11,13 @@ _COLORS = ("#4477aa", "#ee6677", "#228833", "#ccbb44")
 
 
 def draw(data: Recordings, number: int, outputs: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Draws a recording, and the opinions that a stream over it gave.
+    """Plots a recording and the outputs of a stream over it.
 
     Args:
       data: the recordings.
-      number: which of them, from 0.
-      outputs: the probabilities ``(classes, outputs)``; the last belongs to the last sample.
-      path: the picture, in any format that matplotlib writes.
+      number: the index of the recording, from 0.
+      outputs: the probabilities ``(classes, outputs)``; the last one belongs to the last sample.
+      path: the image file, in any format that matplotlib writes.
 
     Raises:
       ImportError: if matplotlib is not installed.

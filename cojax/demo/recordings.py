@@ -1,7 +1,7 @@
-"""The recordings of the demo, and the text format they come in.
+"""The recordings of the demo, and the text format that they are stored in.
 
-BasicMotions: 40 + 40 recordings of a smart watch, accelerometer and gyroscope of 3 axes each, 100
-samples each at 10 Hz, of four activities. From the UEA multivariate time-series archive
+BasicMotions: 40 + 40 recordings of four activities by a smart watch (accelerometer and gyroscope
+with 3 axes each), of 100 samples each at 10 Hz. From the UEA multivariate time-series archive
 (Bagnall et al., 2018, https://arxiv.org/abs/1811.00075), as shipped in the BSD-licensed package
 aeon.
 """
@@ -31,16 +31,17 @@ class Recordings(NamedTuple):
 
 
 def load(split: str) -> Recordings:
-    """The embedded recordings: "train" or "test", 40 each."""
+    """Loads the embedded recordings for "train" or "test", 40 each."""
     name = f"BasicMotions_{split.upper()}.ts.gz"
     packed = resources.files("cojax.demo").joinpath(name).read_bytes()
     return parse(gzip.decompress(packed).decode().splitlines())
 
 
 def parse(lines: Iterable[str]) -> Recordings:
-    """Reads the ``.ts`` format: ``#`` comments, ``@`` headers, then a recording a line.
+    """Parses the ``.ts`` format: ``#`` comments, ``@`` headers, then one recording per line.
 
-    A recording is its channels, joined by ``:``, each of comma-separated samples, and its label.
+    A recording is its channels, each of comma-separated samples, and its label, all joined by
+    ``:``.
 
     Raises:
       ValueError: for a line without a known label, or recordings that differ in shape.

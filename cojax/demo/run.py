@@ -17,13 +17,13 @@ SAMPLES_PER_MARK = 5
 
 
 class Outcome(NamedTuple):
-    """What came of streaming the recordings.
+    """The results of streaming the recordings.
 
     Attributes:
-      online, offline: the share of recordings that the last opinion is right about.
+      online, offline: the fraction of recordings whose last output is right, streamed and by clip.
       difference: the largest difference between a stream's outputs and the clip's.
-      step_us, window_us: median microseconds for a step, and for the window recomputed.
-      outputs: probabilities ``(classes, outputs)`` of each recording.
+      step_us, window_us: the median microseconds for a step, and for recomputing the window.
+      outputs: the probabilities ``(classes, outputs)`` for each recording.
     """
 
     online: float
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 
 
 def run(out: TextIO | None = None) -> Outcome:
-    """Streams the 40 test recordings, one sample at a time, and prints what the network thinks."""
+    """Streams the 40 test recordings, one sample at a time, and prints the network's outputs."""
     out = sys.stdout if out is None else out
     net, data = activity_network(), load("test")
     assert data.labels == LABELS
@@ -118,7 +118,7 @@ def _conclude(outcome: Outcome, net: co.CoModule, out: TextIO) -> None:
 
 
 def _timed(microseconds: list[float], call: Any) -> Any:
-    """The call's result, its time (until the result is there) added to the list."""
+    """The call's result. Its time, until the result is ready, is appended to the list."""
     start = time.perf_counter()
     result = jax.block_until_ready(call())
     microseconds.append((time.perf_counter() - start) * 1e6)

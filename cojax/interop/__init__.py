@@ -1,1 +1,1 @@
-"""Exchange with other libraries. Nothing here is imported before it is used."""
+"""Exchange with PyTorch, Flax and ``continual``; torch is imported only where it is needed."""

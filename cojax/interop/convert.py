@@ -1,9 +1,9 @@
-"""Modules of PyTorch, Flax and ``continual`` as networks of cojax, with their weights.
+"""Converts modules of PyTorch, Flax and ``continual`` to networks of cojax, with their weights.
 
-What a module is converted to is said by a builder, a function of the module, which is found by the
-module's exact class (or, of a function among Flax layers, by the function): a subclass may compute
-something else. Builders for the classes of a library are in a file of their own, imported when a
-module of it is converted.
+Each module is converted by a builder, a function of the module. It is looked up by the module's
+exact class (or, for a function among Flax layers, by the function itself), because a subclass may
+compute something else. The builders for a library's classes are in a file of their own, which is
+imported when one of its modules is converted.
 """
 
 import functools
@@ -30,7 +30,7 @@ _registered: dict[Hashable, Builder] = {}
 
 
 class ConversionError(ValueError):
-    """A module cannot be converted. The message names every part that cannot, by its path."""
+    """A module cannot be converted. The message gives the path of every part that cannot be."""
 
 
 def continual(
@@ -38,17 +38,18 @@ def continual(
 ) -> tuple[CoModule, Variables]:
     """Converts a module of PyTorch, Flax or ``continual``, with its weights and statistics.
 
-    The network computes on clips ``(B, C, T, *S)`` what the module computes, and steps. Parameters
-    keep their dtypes; the module may be in training or not, as ``train=`` decides. Of a torch
-    module the names are kept too: :func:`to_torch` gives back its ``state_dict``. Parameters that
-    parts of it share become copies.
+    On clips ``(B, C, T, *S)`` the network computes what the module computes, and it can also run
+    step by step. Parameters keep their dtypes. It does not matter whether the module is in training
+    mode: the network's mode is set by ``train=``. The names of a torch module are kept as well, so
+    :func:`to_torch` gives back its ``state_dict``. Parameters that parts of a module share become
+    separate copies.
 
-    A Flax module takes clips ``(B, T, *S, C)`` where the network takes ``(B, C, T, *S)``, and its
-    functions (``nn.relu``, ``functools.partial(nn.max_pool, ...)``) are converted with it.
+    A Flax module takes clips ``(B, T, *S, C)`` where the network takes ``(B, C, T, *S)``. Functions
+    among its layers (``nn.relu``, ``functools.partial(nn.max_pool, ...)``) are converted with it.
 
-    What cannot be converted is refused: what is not known (see :func:`register`), and what a stream
-    does not have, such as a last step to begin with. Layers that look across time in ``forward``
-    alone, such as ``torch.nn.GroupNorm``, are converted and refuse to step.
+    Modules without a known conversion (see :func:`register`) are rejected, and so are modules that
+    need what a stream does not have, such as a last step to begin with. Layers that can look across
+    time only in ``forward``, such as ``torch.nn.GroupNorm``, are converted, but refuse to step.
 
     Example::
 
@@ -62,24 +63,27 @@ def continual(
 
     Args:
       module: the module.
-      variables: the variables of a Flax module. (Others have theirs within.)
-      **options: what layers of cojax are to be told, and those of the module cannot say; to all
-        that take it, or by path, as in ``kernel_size={"2.pool": 8}``:
+      variables: the variables of a Flax module. (Modules of other libraries hold their own.)
+      **options: arguments of cojax layers that the module does not determine. Each is one value for
+        all layers that take it, or a dict of values by path, as in ``kernel_size={"2.pool": 8}``:
 
-        * ``channel_dim``: the axis of the clip that linear maps, and layer norms over one axis,
-          run along. In torch that is the last, in clips ``(B, C, T)`` time, where they are refused.
-        * ``kernel_size``: the steps that adaptive pools pool over while stepping.
-        * ``sequence_len``: the tokens that attend to each other in attention and encoders.
-        * ``per_step``: whether group, instance and layer norms take the statistics of each step in
-          every mode, so that they step, and differ from the module's in ``forward``.
-        * whatever the builders of one's own take.
+        * ``channel_dim``: the axis of the clip along which linear maps, and layer norms over one
+          axis, run. In torch this is the last axis; in clips ``(B, C, T)`` that is time, along
+          which they are rejected.
+        * ``kernel_size``: the number of steps that adaptive pools pool over while stepping.
+        * ``sequence_len``: the number of tokens that attend to each other in attention and
+          encoders.
+        * ``per_step``: whether group, instance and layer norms compute the statistics of each step
+          separately, in every mode. They can then step, but differ from the module's in
+          ``forward``.
+        * any argument that your own builders take.
 
     Returns:
       The network and its variables.
 
     Raises:
-      ConversionError: if it cannot be converted, naming all that cannot.
-      TypeError: for a class, or for variables of a module that has its own.
+      ConversionError: if the module cannot be converted. The message names every part that cannot.
+      TypeError: if ``module`` is a class, or ``variables`` are given for a module that has its own.
     """
     if isinstance(module, type) or not callable(module):
         hint = f"; make one of this class: {module.__name__}(...)" if callable(module) else ""
@@ -97,9 +101,10 @@ def continual(
 
 
 def register(kind: Any, builder: Any) -> None:
-    """Says how modules of a class are converted by :func:`continual`, also within others.
+    """Registers how :func:`continual` converts modules of a class, also within other modules.
 
-    It holds for the class itself, not for its subclasses, and wins over what is built in.
+    The registration holds for the class itself, not for its subclasses, and takes precedence over
+    built-in conversions.
 
     Example::
 
@@ -117,17 +122,18 @@ def register(kind: Any, builder: Any) -> None:
         co.register(Block, convert_block)
 
     Args:
-      kind: the class of torch or Flax modules; or a function that stands among Flax layers.
-      builder: a function of the module that returns either the network, of which the variables are
-        then those of the module, by their names; or the network and its variables. It is given by
-        name what it takes as keyword-only arguments: ``convert``, which converts a module within
-        (of Flax modules, given also its name in the variables) and whose variables go where the
-        builder puts it; ``variables``, those of a Flax module; and options of :func:`continual`.
-        Or a class with such a function ``build_from``; or the class whose conversion is right for
-        this one too, such as ``torch.nn.Conv3d`` for a subclass of it.
+      kind: a class of torch or Flax modules; or a function that is used among Flax layers.
+      builder: a function of the module that returns either the network, whose variables are then
+        those of the module, matched by name; or the network and its variables. It is passed the
+        keyword-only arguments that it declares: ``convert`` converts a module within this one (a
+        Flax module is passed together with its name in the variables), and the variables of the
+        result go wherever the builder puts it; ``variables`` are those of a Flax module; all others
+        are options of :func:`continual`. Alternatively, a class with such a function
+        ``build_from``; or a class whose conversion is also right for this one, such as
+        ``torch.nn.Conv3d`` for a subclass of it.
 
     Raises:
-      TypeError: for anything else.
+      TypeError: if ``builder`` is anything else.
     """
     builder = getattr(builder, "build_from", builder)
     if not callable(builder) or issubclass(
@@ -141,7 +147,7 @@ def register(kind: Any, builder: Any) -> None:
 
 
 class _Conversion:
-    """One conversion: what it was told, and what was found wrong so far."""
+    """One conversion: its options, and the problems found so far."""
 
     def __init__(self, options: Mapping[str, Any], separator: str):
         self.options = options
@@ -152,12 +158,12 @@ class _Conversion:
     def convert(
         self, module: Any, variables: Variables, path: tuple[str, ...]
     ) -> tuple[CoModule, Variables]:
-        """The network and its variables. After a problem, which is noted, something harmless."""
+        """The network and its variables. After a problem, which is recorded, a placeholder."""
         before = len(self.problems)
         try:
             net, made = self._made(module, variables, path)
         except Exception as error:
-            # What fails behind a part that failed says nothing new.
+            # An error that follows from a part that failed says nothing new.
             if len(self.problems) == before:
                 if not isinstance(error, ValueError):
                     raise
@@ -165,11 +171,11 @@ class _Conversion:
                 self.problems.append(f"{where} ({_called(module)}): {error}")
         if len(self.problems) > before:
             return Identity(), {}
-        # A copy, by which what was made of this part is known from other parts.
+        # A copy, so that the network made from this part can be told from those of other parts.
         return net.clone(), made
 
     def unused(self) -> Iterator[str]:
-        """The options that nothing took."""
+        """A message for each option that no builder took."""
         for name, value in self.options.items():
             for path in value if isinstance(value, Mapping) else [None]:
                 if (name, path) not in self.used:
@@ -230,7 +236,7 @@ class _Conversion:
 
 
 class _Part(NamedTuple):
-    """A module within another, by its name there, and what was made of it."""
+    """A module within another: its name there, the module, and what it was converted to."""
 
     name: str
     module: Any
@@ -284,7 +290,7 @@ def _unknown(module: Any, known: Mapping[Hashable, Builder]) -> str:
 
 
 def _kind(module: Any) -> Any:
-    """What a builder is registered for."""
+    """The class or function for which a builder of this module is registered."""
     if isinstance(module, functools.partial):
         return _kind(module.func)
     return type(module) if isinstance(module, nn.Module) or _is_torch(module) else module
@@ -296,7 +302,7 @@ def _called(module: Any) -> str:
 
 
 def _is_torch(module: Any) -> bool:
-    torch = sys.modules.get("torch")  # Without it there are no modules of it.
+    torch = sys.modules.get("torch")  # Until it is imported, there are no modules of it.
     return torch is not None and isinstance(module, torch.nn.Module)
 
 
@@ -328,7 +334,7 @@ def _require_all(module: Any, variables: Variables, parts: list[_Part]) -> None:
 
 
 def _gathered(net: CoModule, parts: list[_Part]) -> Variables:
-    """The variables of a network from those of its parts, wherever these stand in it."""
+    """The variables of a network, from those of its parts at every place where these occur."""
     gathered: Variables = {}
     for part in parts:
         places = [path for path, module in walk(net) if module is part.net]
@@ -342,7 +348,7 @@ def _gathered(net: CoModule, parts: list[_Part]) -> Variables:
 
 
 def _misfits(net: CoModule, variables: Variables) -> Iterator[str]:
-    """The variables that are not as the network declares them."""
+    """A message for each variable that is not as the network declares it."""
     if any(isinstance(module, ForwardStepping) for _, module in walk(net)):
         return  # Its variables depend on a clip.
     expected, given = _shapes(declared(net)), _shapes(variables)

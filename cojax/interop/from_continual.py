@@ -1,4 +1,4 @@
-"""What modules of ``continual`` are converted to. Layers of torch among them: as ever."""
+"""Builders for modules of ``continual``. Torch layers among them are converted as usual."""
 
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -39,10 +39,10 @@ def _adaptive_pool(kind: Kind, module: Any) -> co.CoModule:
 
 
 def _fill(module: Any) -> dict[str, str]:
-    """The argument ``temporal_fill`` of a pool, where that is not the default.
+    """The argument ``temporal_fill`` of a pool, if it is not the default.
 
-    What a maximum starts with is minus infinity, so that a stream equals its clip, also where it is
-    zero in ``continual``.
+    A maximum starts from minus infinity, even where it starts from zero in ``continual``, so that a
+    stream equals its clip.
     """
     return {"temporal_fill": "replicate"} if module._make_padding is torch.clone else {}
 

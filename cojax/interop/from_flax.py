@@ -1,6 +1,6 @@
-"""What layers of ``flax.linen``, and the functions among them, are converted to.
+"""Builders for layers of ``flax.linen``, and for the functions among them.
 
-Flax's clips are ``(B, T, *S, C)``: its last axis is the channels, and of a window's axes the first
+Clips in Flax are ``(B, T, *S, C)``: the last axis is the channels, and the first axis of a window
 is time.
 """
 
@@ -23,7 +23,7 @@ Converted = tuple[co.CoModule, Variables]
 
 
 def _require_defaults(module: nn.Module, *names: str) -> None:
-    """Raises a ValueError for arguments that cojax has no counterpart of, where they are given."""
+    """Raises a ValueError if arguments that have no counterpart in cojax are given."""
     defaults = {field.name: field.default for field in dataclasses.fields(module)}
     for name in names:
         given = getattr(module, name)
@@ -33,10 +33,10 @@ def _require_defaults(module: nn.Module, *names: str) -> None:
 
 
 def _param_dtype(module: Any) -> dict[str, Any]:
-    """The argument ``param_dtype`` for a layer, where that is not the default.
+    """The argument ``param_dtype`` for a layer, if it is not the default.
 
     Raises:
-      ValueError: if the module computes in another dtype than its parameters'.
+      ValueError: if the module computes in a dtype other than that of its parameters.
     """
     if module.dtype is not None and jnp.dtype(module.dtype) != jnp.dtype(module.param_dtype):
         raise ValueError(
@@ -66,10 +66,10 @@ def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
 
 
 def _pads(padding: Any, extents: Sequence[int], strides: Sequence[int]) -> list[tuple[int, int]]:
-    """The padding in front and behind of each axis, for windows of these extents.
+    """The padding before and after each axis, for windows of these extents.
 
     Raises:
-      ValueError: for one that depends on the length of the input.
+      ValueError: if the padding depends on the length of the input, or has no counterpart in cojax.
     """
     if not isinstance(padding, str):
         each = [padding] * len(extents) if isinstance(padding, int) else padding
@@ -235,7 +235,7 @@ def _rnn(module: nn.RNN, *, variables: Variables) -> Converted:
     params = variables.get("params", {}).get("cell", {})
 
     def joined(side: str, name: str) -> Array:
-        """What is called so in the gates, side by side; a bias that a gate has not is zero."""
+        """The variables of this name in all gates, concatenated; a missing bias is zero."""
         parts = [{"params": params.get(side + gate, {})} for gate in gates]
         kernels = [_variable(part, "kernel") for part in parts]
         blank = {"bias": jnp.zeros(cell.features, kernels[0].dtype)}
@@ -256,7 +256,7 @@ def _bidirectional(module: nn.Bidirectional) -> co.CoModule:
     )
 
 
-# The layer of each cell, and its gates by their names, in the order of the layer's.
+# The layer for each cell, and the names of the cell's gates in the order of the layer's.
 _CELLS: dict[type[nn.Module], tuple[Kind, Sequence[str]]] = {
     nn.SimpleCell: (co.RNN, [""]),
     nn.LSTMCell: (co.LSTM, "ifgo"),
@@ -265,7 +265,7 @@ _CELLS: dict[type[nn.Module], tuple[Kind, Sequence[str]]] = {
 }
 
 
-# All else.
+# Everything else.
 
 
 def _sequential(module: nn.Sequential, *, convert: Kind) -> co.CoModule:
@@ -294,7 +294,7 @@ def _prelu(module: nn.PReLU, *, variables: Variables) -> Converted:
 
 
 def _keywords(function: Any) -> dict[str, Any]:
-    """What a function of clips is called with besides."""
+    """The keyword arguments that a function of clips is called with."""
     if isinstance(function, partial) and function.args:
         raise ValueError(f"is given {function.args} for its input: name these arguments")
     return dict(function.keywords) if isinstance(function, partial) else {}

@@ -1,4 +1,4 @@
-"""What modules of ``torch.nn`` are converted to."""
+"""Builders for modules of ``torch.nn``."""
 
 import sys
 from collections.abc import Callable, Hashable, Mapping
@@ -16,7 +16,7 @@ Kind = Callable[..., co.CoModule]
 
 
 def builders() -> Mapping[Hashable, Callable[..., Any]]:
-    """The builder for each class, those of ``continual`` included where it is imported."""
+    """The builder for each class, including those of ``continual`` if it is imported."""
     if "continual" not in sys.modules:
         return _BUILDERS
     from cojax.interop.from_continual import BUILDERS
@@ -34,7 +34,7 @@ def require_plain(module: nn.Module) -> None:
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All that a ``state_dict`` would hold, without asking the modules within for theirs."""
+    """All that a ``state_dict`` would hold, collected without calling any ``state_dict``."""
     return {
         f"{prefix}.{name}".removeprefix("."): tensor
         for prefix, part in module.named_modules()
@@ -44,7 +44,7 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def param_dtype(tensor: Tensor) -> dict[str, Any]:
-    """The argument ``param_dtype`` for a layer of such parameters, unless that is the default."""
+    """The argument ``param_dtype`` for a layer with such parameters, if it is not the default."""
     dtype = jax.dtypes.canonicalize_dtype(str(tensor.dtype).removeprefix("torch."))
     return {} if dtype == "float32" else {"param_dtype": dtype}
 
@@ -55,7 +55,7 @@ def like(kind: Kind, names: str) -> Callable[[nn.Module], co.CoModule]:
 
 
 def conv(kind: Kind, module: Any, **own: Any) -> co.CoModule:
-    """A convolution, with the arguments that torch's has, and others."""
+    """A convolution with the arguments of torch's, and the others given."""
     padding = module.padding
     if padding == "valid":
         padding = 0
@@ -101,7 +101,7 @@ def _adaptive_pool(kind: Kind, module: Any, *, kernel_size: int | None = None) -
 
 
 def linear(module: Any, *, channel_dim: int = -1) -> co.CoModule:
-    """A linear map, of the axis that torch's maps, or another."""
+    """A linear map along the axis that torch's runs along, or along another."""
     bias = module.bias is not None
     dtype = param_dtype(module.weight)
     return co.Linear(module.in_features, module.out_features, bias, channel_dim, **dtype)
@@ -147,7 +147,7 @@ def _layer_norm(module: Any, *, channel_dim: int = -1, per_step: bool = False) -
 
 
 def _affine(module: Any) -> dict[str, Any]:
-    """The arguments for what a norm learns."""
+    """The arguments that concern a norm's parameters."""
     if module.weight is None:
         return {"affine": False}
     return {"affine": True, "bias": module.bias is not None, **param_dtype(module.weight)}
@@ -164,7 +164,7 @@ def _along(kind: Kind, module: Any) -> co.CoModule:
 
 
 def recurrent(kind: Kind, own: str, module: Any) -> co.CoModule:
-    """A recurrent layer, with the arguments of all of them and those of its own."""
+    """A recurrent layer, with the arguments common to all kinds and those of its own kind."""
     if module.bidirectional:
         raise ValueError(
             "is bidirectional: half of it begins with the last step, which a stream does not have"
@@ -178,7 +178,7 @@ RECURRENT = {"RNN": "nonlinearity", "LSTM": "proj_size", "GRU": ""}
 
 
 def _require_parts(module: nn.Module, **kinds: type[nn.Module]) -> None:
-    """Raises a ValueError unless parts that are converted unseen are what torch makes them."""
+    """Raises a ValueError unless parts that no builder inspects are as torch makes them."""
     for name, kind in kinds.items():
         part = getattr(module, name)
         if type(part) is not kind:
@@ -193,14 +193,14 @@ def _require_parts(module: nn.Module, **kinds: type[nn.Module]) -> None:
 
 
 def _require_same(what: str, **values: Any) -> None:
-    """Raises a ValueError unless values agree of which a layer here has one."""
+    """Raises a ValueError unless values that are a single argument in cojax agree."""
     if len(set(values.values())) > 1:
         listed = ", ".join(f"{name} {value}" for name, value in values.items())
         raise ValueError(f"has {what} that differ, where one is known: {listed}")
 
 
 def _attention(module: Any, *, sequence_len: int) -> co.CoModule:
-    """In ``forward`` torch's; in a stream the newest token's over the last ``sequence_len``."""
+    """Torch's in ``forward``; in a stream, the newest token's over the last ``sequence_len``."""
     _require_parts(module, out_proj=NonDynamicallyQuantizableLinear)
     return co.SingleOutputMultiheadAttention(
         module.embed_dim,
@@ -270,7 +270,7 @@ def _encoder_layers(module: Any, sequence_len: int) -> co.TransformerEncoderLaye
 
 
 def _activation(activation: Any) -> Any:
-    """The activation of an encoder layer: torch has them as functions and as modules."""
+    """The activation of an encoder layer, which may be a function or a module in torch."""
     builder = _BUILDERS.get(activation.__class__)
     if builder is not None:
         return builder(activation)
@@ -289,7 +289,7 @@ def _flatten(module: Any) -> co.CoModule:
 
 
 def sequential(module: Any, *, convert: Kind) -> co.CoModule:
-    """A chain of what its modules are converted to, by their names."""
+    """A sequence of the converted modules, by their names."""
     return co.Sequential({name: convert(part, name) for name, part in module._modules.items()})
 
 

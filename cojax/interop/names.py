@@ -1,4 +1,4 @@
-"""Where a network's variables lie in a torch ``state_dict``."""
+"""Locates a network's variables in a torch ``state_dict``."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,9 +33,9 @@ def _same(x: np.ndarray) -> np.ndarray:
 
 
 class Leaf(NamedTuple):
-    """How one variable of a layer is called, and laid out, in torch.
+    """The name and layout in torch of one variable of a layer.
 
-    Where torch packs several into one tensor, these are its ``parts``, along its first axis.
+    If torch packs several variables into one tensor, they are its ``parts``, along its first axis.
     """
 
     collection: str
@@ -58,7 +58,7 @@ _SCALE = Leaf("params", "scale", "weight")
 
 
 def _recurrent(module: _Recurrent) -> tuple[Leaf, ...]:
-    """Those of each layer in turn."""
+    """The variables of each layer in turn."""
     return tuple(
         like._replace(name=f"{like.name}_{part}_l{k}", torch_name=f"{like.torch_name}_{part}_l{k}")
         for k in range(module.num_layers)
@@ -73,7 +73,7 @@ def _recurrent(module: _Recurrent) -> tuple[Leaf, ...]:
 
 
 def _attention(module: MultiheadAttention) -> tuple[Leaf, ...]:
-    """Torch packs the projections of queries, keys and values into one tensor, where it can."""
+    """Torch packs the projections of queries, keys and values into one tensor where it can."""
     projections: tuple[Leaf, ...] = (
         _OUT_IN_FIRST._replace(name="q_proj_kernel", torch_name="q_proj_weight"),
         Leaf("params", "k_proj_weight", "k_proj_weight"),
@@ -91,8 +91,8 @@ def _attention(module: MultiheadAttention) -> tuple[Leaf, ...]:
     )
 
 
-# The variables of the layers that have any, in torch's order; by a function where they depend on
-# the module.
+# The variables of the layers that have any, in torch's order; a function of the module where they
+# depend on it.
 _LEAVES: dict[type[CoModule], tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...]]] = {
     _Conv: (_OUT_IN_FIRST, _BIAS),
     Linear: (_OUT_IN_FIRST, _BIAS),
@@ -121,10 +121,10 @@ _LEAVES: dict[type[CoModule], tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...
 
 
 def name_variables(kind: type[CoModule], *leaves: Leaf) -> None:
-    """Gives the variables of a module's own their torch names, in torch's order.
+    """Registers the torch names of a module's own variables, in torch's order.
 
-    For modules defined outside the library's layers. The modules within need none: they are named
-    by ``children``.
+    For modules defined outside the library's layers. The modules within them need no registration:
+    ``children`` names them.
     """
     _LEAVES[kind] = leaves
 
@@ -133,13 +133,14 @@ class Entry(NamedTuple):
     """One variable of a network.
 
     Attributes:
-      path: where it lies in the variables, collection first.
+      path: its path in the variables, collection first.
       spec: its shape and dtype.
-      name: its torch name, by the modules' own names.
+      name: its torch name, made of the modules' own names.
       delayed_name: its name in ``continual``, which wraps a branch that it delays.
-      leaf: how it is laid out in torch.
+      leaf: its name and layout in torch.
 
-    Where it has parts, these lie beside the path, and the spec is that of all together, in torch.
+    If it has parts, these replace the last name of the path, and the spec is that of the tensor
+    into which torch packs them.
     """
 
     path: tuple[str, ...]
@@ -150,11 +151,11 @@ class Entry(NamedTuple):
 
     @property
     def paths(self) -> list[tuple[str, ...]]:
-        """Where its parts lie, or where it does."""
+        """The paths of its parts, or its own if it has none."""
         return [(*self.path[:-1], part.name) for part in self.leaf.parts] or [self.path]
 
     def of(self, variables: Mapping[str, Any]) -> Any:
-        """Its value among variables; None where there is none."""
+        """Its value in these variables, or None if there is none."""
         values = [at(variables, path) for path in self.paths]
         if any(value is None for value in values):
             return None
@@ -164,7 +165,7 @@ class Entry(NamedTuple):
         return np.concatenate([part.to_torch(np.asarray(value)) for part, value in pairs])
 
     def put(self, variables: dict[str, Any], value: np.ndarray) -> None:
-        """Gives it a value among variables."""
+        """Sets its value in these variables."""
         values = [value]
         if parts := self.leaf.parts:
             pairs = zip(parts, np.split(value, len(parts)), strict=True)
@@ -197,7 +198,10 @@ def entries(net: CoModule) -> list[Entry]:
     for path, _ in jax.tree_util.tree_flatten_with_path(specs)[0]:
         keys = tuple(part.key for part in path)
         if keys not in known:
-            raise TypeError(f"the variable {'/'.join(keys)} has no known name in torch")
+            raise TypeError(
+                f"the variable {'/'.join(keys)} has no known name in torch: only layers of cojax "
+                "have; exchange those of your own layers as arrays"
+            )
     return found
 
 
@@ -209,7 +213,7 @@ def _entries(
     delayed: tuple[str, ...],
     places: Mapping[int, list[tuple[str, ...]]],
 ) -> Iterator[Entry]:
-    # What is used in several places has its variables in one of them.
+    # A module that is used in several places has its variables in one of them.
     for shared in places.get(id(module), ()):
         other = tuple(map(key, shared))
         if any(at(specs, (collection, *other)) is not None for collection in specs):
@@ -230,7 +234,7 @@ def _entries(
 
 
 def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:
-    """The path of a child in ``continual``, which delays it, or wraps it otherwise."""
+    """The path of a child in ``continual``, which may wrap it, in a delay or otherwise."""
     if isinstance(module, Parallel | BroadcastReduce) and module.shifts()[name]:
         return (name, "0")
     if isinstance(module, Conditional) and module.shifts()[name]:
@@ -243,7 +247,7 @@ def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:
 
 
 def _wrapped_in_encoder(attention: CoModule, name: str) -> tuple[str, ...]:
-    """The path of what is in an encoder layer, which ``continual`` makes of containers."""
+    """The path of a child of an encoder layer, which ``continual`` builds from containers."""
     norm = name.startswith("norm")
     if name == "self_attn":
         path: tuple[str, ...] = ("0", name)
@@ -259,20 +263,20 @@ def _torch_shape(leaf: Leaf, spec: Any) -> tuple[int, ...]:
 
 
 def _packed(specs: Sequence[jax.ShapeDtypeStruct], parts: Sequence[Leaf]) -> Any:
-    """The spec of the tensor that torch packs these variables into."""
+    """The spec of the tensor into which torch packs these variables."""
     shapes = [_torch_shape(part, spec) for part, spec in zip(parts, specs, strict=True)]
     return specs[0].update(shape=(sum(shape[0] for shape in shapes), *shapes[0][1:]))
 
 
 def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Puts a value into a tree of dicts."""
+    """Puts a value at a path of a tree of dicts."""
     for part in path[:-1]:
         tree = tree.setdefault(part, {})
     tree[path[-1]] = value
 
 
 def at(tree: Any, path: tuple[str, ...]) -> Any:
-    """What lies at a path of a tree of dicts; None where nothing does."""
+    """The value at a path of a tree of dicts, or None if there is none."""
     for part in path:
         if not isinstance(tree, Mapping) or part not in tree:
             return None

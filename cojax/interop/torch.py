@@ -1,6 +1,6 @@
-"""PyTorch checkpoints in and out.
+"""Loads and saves PyTorch checkpoints.
 
-Reading and writing ``.safetensors`` needs no torch; the other formats do.
+Reading and writing ``.safetensors`` files needs no torch; the other formats do.
 """
 
 import difflib
@@ -19,13 +19,13 @@ from cojax.module import CoModule
 Rename = Mapping[str, str] | Callable[[str], str]
 
 _TORCH_FILES = (".pt", ".pth", ".pyth", ".ckpt")
-# More misfits than this are no misspellings, and comparing all of them takes minutes.
+# More mismatches than this are not misspellings, and comparing all of them takes minutes.
 _MANY = 50
 _NESTED_UNDER = ("state_dict", "model_state", "model")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or does not fit a network. The message names every entry."""
+    """A checkpoint cannot be read or does not fit a network. The message names every such entry."""
 
 
 def load_torch(
@@ -34,10 +34,10 @@ def load_torch(
     flatten: bool = False,
     rename: Rename | None = None,
 ) -> dict[str, Any]:
-    """The variables of a network from a PyTorch checkpoint.
+    """Loads the variables of a network from a PyTorch checkpoint.
 
-    Every tensor is used exactly once, and keeps its dtype (float64 becomes float32, as everywhere
-    in JAX, unless x64 is enabled). ``num_batches_tracked`` may be absent, and then is zero.
+    Every tensor is used exactly once and keeps its dtype (float64 becomes float32, as everywhere in
+    JAX, unless x64 is enabled). ``num_batches_tracked`` may be absent, and is then zero.
 
     Example::
 
@@ -49,21 +49,21 @@ def load_torch(
         assert net.apply(variables, jnp.ones((1, 6, 5))).shape == (1, 4, 3)
 
     Args:
-      net: the network, whose module names are those of the checkpoint.
+      net: the network, whose modules are named as in the checkpoint.
       source: a ``state_dict`` of torch tensors or numpy arrays; or a file: ``.safetensors``, or
         (with torch, always with ``weights_only=True``) ``.pt``, ``.pth``, ``.pyth``, ``.ckpt``. The
-        state dict may be nested under "state_dict", "model_state" or "model". Names may be those
-        that ``continual`` gives to branches that it delays.
-      flatten: whether the checkpoint's names are flattened: without their numeric parts.
-      rename: the network's name for each of the checkpoint's: a mapping of those that differ, or a
-        function.
+        state dict may be nested under "state_dict", "model_state" or "model". Its names may be
+        those that ``continual`` gives to branches that it delays.
+      flatten: whether the checkpoint's names are flattened, i.e. lack their numeric parts.
+      rename: from names in the checkpoint to names in the network: a mapping of those that differ,
+        or a function.
 
     Returns:
       The variables: ``params`` and, where there are any, ``batch_stats``.
 
     Raises:
-      CheckpointError: if the file cannot be read; with every missing, unexpected and mis-shaped
-        entry if it does not fit.
+      CheckpointError: if the file cannot be read, or if the checkpoint does not fit. The message
+        then lists every missing, unexpected and mis-shaped entry.
     """
     state_dict = read(source)
     given: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def to_torch(
     delayed_names: bool = False,
     flatten: bool = False,
 ) -> dict[str, Any]:
-    """A ``state_dict`` of torch tensors: the inverse of :func:`load_torch`.
+    """Converts variables to a ``state_dict`` of torch tensors: the inverse of :func:`load_torch`.
 
     Example::
 
@@ -126,9 +126,9 @@ def to_torch(
     Args:
       net: the network.
       variables: its variables.
-      delayed_names: whether the branches that ``continual`` delays by itself are named as there
-        (``0.0.weight``), so that the same network built with ``continual`` loads them.
-      flatten: whether names are flattened, as by ``continual``: without their numeric parts.
+      delayed_names: whether branches that ``continual`` delays by itself are named as there
+        (``0.0.weight``), so that the same network built with ``continual`` can load them.
+      flatten: whether to flatten names as ``continual`` does, by dropping their numeric parts.
 
     Returns:
       The tensors by name, in torch's order.
@@ -151,7 +151,7 @@ def save_torch(
     delayed_names: bool = False,
     flatten: bool = False,
 ) -> None:
-    """Writes a checkpoint that torch loads.
+    """Writes a checkpoint that torch can load.
 
     Example::
 
@@ -163,12 +163,12 @@ def save_torch(
       path: ``.safetensors`` (needs no torch), or ``.pt``, ``.pth``, ``.pyth``, ``.ckpt``.
       net: the network.
       variables: its variables.
-      delayed_names: as of :func:`to_torch`.
-      flatten: as of :func:`to_torch`.
+      delayed_names: as for :func:`to_torch`.
+      flatten: as for :func:`to_torch`.
 
     Raises:
-      CheckpointError: if the variables are not those of the network, flattened names clash, or for
-        another suffix.
+      CheckpointError: if the variables are not those of the network, flattened names clash, or
+        ``path`` has another suffix.
       ImportError: if torch is needed and not installed.
     """
     path = Path(path)
@@ -207,7 +207,7 @@ def _exported(
 
 
 def read(source: Mapping[str, Any] | str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The tensors of a checkpoint by their names, as :func:`load_torch` takes it."""
+    """The tensors, by name, of a checkpoint in any form that :func:`load_torch` takes."""
     where = "the checkpoint"
     content: Any = source
     if isinstance(source, str | os.PathLike):
@@ -265,12 +265,12 @@ def _torch(what: str) -> Any:
 
 
 def _half(torch: Any, value: np.ndarray) -> Any:
-    """A bfloat16 tensor, a dtype that numpy has not got."""
+    """A tensor of bfloat16, a dtype that numpy does not have."""
     return torch.from_numpy(value.view(np.uint16)).view(torch.bfloat16)
 
 
 def _value(entry: Entry, tensor: Any) -> np.ndarray:
-    """A tensor as a variable. Raises a ValueError where it would not keep its values."""
+    """A tensor as a variable. Raises a ValueError if the variable cannot hold its values."""
     array = _array(tensor)
     kind = jnp.floating if jnp.issubdtype(entry.spec.dtype, jnp.floating) else jnp.integer
     if not jnp.issubdtype(array.dtype, kind):
@@ -303,9 +303,9 @@ def _renamed(name: str, rename: Rename | None) -> str:
 
 
 def _names(wanted: list[Entry], given: Mapping[str, Any], flatten: bool) -> dict[str, str]:
-    """The checkpoint's name for each variable, by the name it has in torch."""
+    """The checkpoint's name for each variable, by the variable's torch name."""
     if not flatten:
-        # A checkpoint is named one way throughout: of two ways, the one that leaves less out.
+        # A checkpoint follows one naming throughout: take the one that matches more of its names.
         own = {entry.name: entry.name for entry in wanted}
         delayed = {entry.name: entry.delayed_name for entry in wanted}
         return max(own, delayed, key=lambda names: len(given.keys() & set(names.values())))
@@ -313,7 +313,7 @@ def _names(wanted: list[Entry], given: Mapping[str, Any], flatten: bool) -> dict
 
 
 def _flattened(wanted: list[Entry]) -> dict[str, str]:
-    """The flattened name of each variable, by the name it has in torch."""
+    """The flattened name of each variable, by the variable's torch name."""
     names: dict[str, list[str]] = {}
     for entry in wanted:
         names.setdefault(flattened(entry.name), []).append(entry.name)

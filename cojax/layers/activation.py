@@ -1,7 +1,7 @@
-"""Activation functions: the values of ``torch.nn``, and its gradients, at the kinks too.
+"""Activation functions, with the values and gradients of ``torch.nn``, also at the kinks.
 
-An axis is counted in the clip ``(B, C, T, *S)`` in every mode, and cannot be time. ``inplace`` is
-accepted and has no meaning here.
+Axes are counted in the clip ``(B, C, T, *S)`` in every mode, and cannot be the time axis.
+``inplace`` is accepted and has no effect.
 """
 
 import math
@@ -24,7 +24,7 @@ from cojax.ops.precision import widened
 
 
 class _Activation(TimeLocal):
-    """A function without memory, computed in single precision at least, as in torch.
+    """Base class: a function without memory, computed in single precision at least, as in torch.
 
     Shapes: any, kept. Raises an InputError for a dtype that is not floating.
     """
@@ -39,25 +39,25 @@ class _Activation(TimeLocal):
         return channels_second(self.of(widened(channels_last(x))).astype(x.dtype))
 
     def of(self, x: Array) -> Array:
-        """The function itself, of ``(B, T, *S, C)``."""
+        """Applies the function to ``(B, T, *S, C)``."""
         raise NotImplementedError(f"{type(self).__name__} must define of")
 
 
 def _clamped(x: Array, low: ArrayLike, high: ArrayLike) -> Array:
-    """``min(max(x, low), high)``, without a gradient at either bound."""
+    """Returns ``min(max(x, low), high)``, without a gradient at either bound."""
     return jnp.where(x <= low, low, jnp.where(x >= high, high, x))
 
 
 def _bent(x: Array, slope: ArrayLike) -> Array:
-    """``x``, and below zero ``slope * x``."""
+    """Returns ``x``, or ``slope * x`` below zero."""
     return jnp.where(x > 0, x, slope * x)
 
 
-# Of each entry.
+# Elementwise.
 
 
 class Threshold(_Activation):
-    """``x`` where it exceeds ``threshold``, else ``value``. Source: ``torch.nn.Threshold``."""
+    """``x`` where it exceeds ``threshold``, otherwise ``value``. Source: ``torch.nn.Threshold``."""
 
     threshold: float
     value: float
@@ -77,11 +77,11 @@ class ReLU(_Activation):
 
 
 class RReLU(_Activation):
-    """``x``, and below zero ``slope * x`` with a slope between ``lower`` and ``upper``.
+    """``x``, or ``slope * x`` below zero, with a slope between ``lower`` and ``upper``.
 
-    In training every entry draws its slope (which needs an rng named "dropout"), anew with every
-    step; otherwise it is the mean slope. Source: ``torch.nn.RReLU``; Xu et al., 2015,
-    https://arxiv.org/abs/1505.00853.
+    In training, a slope is drawn for every entry and at every step, which needs an rng named
+    "dropout"; otherwise the slope is the mean of the two bounds. Source: ``torch.nn.RReLU``; Xu et
+    al., 2015, https://arxiv.org/abs/1505.00853.
 
     Raises:
       ValueError: at construction, unless ``lower <= upper``.
@@ -168,8 +168,9 @@ class SiLU(_Activation):
 
 
 class Hardswish(_Activation):
-    """``x * min(max(x + 3, 0), 6) / 6``. Source: ``torch.nn.Hardswish``; Howard et al., 2019,
-    https://arxiv.org/abs/1905.02244.
+    """``x * min(max(x + 3, 0), 6) / 6``.
+
+    Source: ``torch.nn.Hardswish``; Howard et al., 2019, https://arxiv.org/abs/1905.02244.
     """
 
     inplace: bool = False
@@ -179,8 +180,9 @@ class Hardswish(_Activation):
 
 
 class ELU(_Activation):
-    """``x``, and below zero ``alpha * (exp(x) - 1)``. Source: ``torch.nn.ELU``; Clevert et al.,
-    2015, https://arxiv.org/abs/1511.07289.
+    """``x``, or ``alpha * (exp(x) - 1)`` below zero.
+
+    Source: ``torch.nn.ELU``; Clevert et al., 2015, https://arxiv.org/abs/1511.07289.
     """
 
     alpha: float = 1.0
@@ -191,8 +193,9 @@ class ELU(_Activation):
 
 
 class CELU(_Activation):
-    """``max(x, 0) + min(alpha * (exp(x / alpha) - 1), 0)``. Source: ``torch.nn.CELU``; Barron,
-    2017, https://arxiv.org/abs/1704.07483.
+    """``max(x, 0) + min(alpha * (exp(x / alpha) - 1), 0)``.
+
+    Source: ``torch.nn.CELU``; Barron, 2017, https://arxiv.org/abs/1704.07483.
 
     Raises:
       ValueError: at construction, for an ``alpha`` of zero.
@@ -211,7 +214,7 @@ class CELU(_Activation):
 
 
 class SELU(_Activation):
-    """``1.0507 * ELU(x, alpha=1.6733)``, with which networks normalise themselves.
+    """``1.0507 * ELU(x, alpha=1.6733)``, which makes networks self-normalising.
 
     Source: ``torch.nn.SELU``; Klambauer et al., 2017, https://arxiv.org/abs/1706.02515.
     """
@@ -223,15 +226,16 @@ class SELU(_Activation):
 
 
 class GELU(_Activation):
-    """``x * Phi(x)``, with the normal distribution's ``Phi``. Source: ``torch.nn.GELU``; Hendrycks
-    and Gimpel, 2016, https://arxiv.org/abs/1606.08415.
+    """``x * Phi(x)``, where ``Phi`` is the distribution function of the standard normal.
+
+    Source: ``torch.nn.GELU``; Hendrycks and Gimpel, 2016, https://arxiv.org/abs/1606.08415.
 
     Attributes:
-      approximate: "none", or "tanh" for ``Phi(x)`` as ``(1 + tanh(sqrt(2 / pi) * (x + 0.044715 *
-        x**3))) / 2``.
+      approximate: "none", or "tanh" to approximate ``Phi(x)`` by ``(1 + tanh(sqrt(2 / pi) * (x +
+        0.044715 * x**3))) / 2``.
 
     Raises:
-      ValueError: at construction, for another approximation.
+      ValueError: at construction, for an unknown approximation.
     """
 
     approximate: str = "none"
@@ -249,7 +253,7 @@ class GELU(_Activation):
 
 
 class Hardshrink(_Activation):
-    """``x``, and zero from ``-lambd`` to ``lambd``. Source: ``torch.nn.Hardshrink``."""
+    """``x``, or zero from ``-lambd`` to ``lambd``. Source: ``torch.nn.Hardshrink``."""
 
     lambd: float = 0.5
 
@@ -258,7 +262,7 @@ class Hardshrink(_Activation):
 
 
 class LeakyReLU(_Activation):
-    """``x``, and below zero ``negative_slope * x``. Source: ``torch.nn.LeakyReLU``."""
+    """``x``, or ``negative_slope * x`` below zero. Source: ``torch.nn.LeakyReLU``."""
 
     negative_slope: float = 0.01
     inplace: bool = False
@@ -275,7 +279,7 @@ class LogSigmoid(_Activation):
 
 
 class Softplus(_Activation):
-    """``log(1 + exp(beta * x)) / beta``, and ``x`` where ``beta * x`` exceeds ``threshold``.
+    """``log(1 + exp(beta * x)) / beta``, or ``x`` where ``beta * x`` exceeds ``threshold``.
 
     Source: ``torch.nn.Softplus``.
 
@@ -297,7 +301,7 @@ class Softplus(_Activation):
 
 
 class Softshrink(_Activation):
-    """``x`` moved towards zero by ``lambd``, and no further. Source: ``torch.nn.Softshrink``.
+    """``x`` moved towards zero by ``lambd``, but not past it. Source: ``torch.nn.Softshrink``.
 
     Raises:
       ValueError: at construction, for a negative ``lambd``.
@@ -315,21 +319,21 @@ class Softshrink(_Activation):
 
 
 class PReLU(_Activation):
-    """``x``, and below zero ``negative_slope * x`` with a slope that is learnt.
+    """``x``, or ``negative_slope * x`` below zero, with a learnt slope.
 
     Source: ``torch.nn.PReLU``; He et al., 2015, https://arxiv.org/abs/1502.01852.
 
     Attributes:
-      num_parameters: 1, or the number of channels, for each a slope of its own.
-      negative_slope_init: the slope to begin with (``init``, to the constructor).
+      num_parameters: 1, or the number of channels, each of which then has its own slope.
+      negative_slope_init: the initial slope (``init`` in the constructor).
       param_dtype: the dtype of the slopes.
 
     Shapes:
       any, kept. Variable ``params`` ``negative_slope`` ``(num_parameters,)``.
 
     Raises:
-      ValueError: at construction, unless there are parameters.
-      InputError: for another number of channels, or a dtype that is not floating.
+      ValueError: at construction, unless ``num_parameters`` is positive.
+      InputError: for a different number of channels, or a dtype that is not floating.
     """
 
     num_parameters: int = 1
@@ -345,7 +349,7 @@ class PReLU(_Activation):
         negative_slope_init: float | None = None,
         **linen: Any,
     ):
-        # The field cannot be called init: that is how every Flax module makes its variables.
+        # The field cannot be called init: that is how every Flax module creates its variables.
         self._construct(
             num_parameters=num_parameters,
             negative_slope_init=init if negative_slope_init is None else negative_slope_init,
@@ -397,7 +401,7 @@ class _AlongAxis(_Activation):
 
     @nn.nowrap
     def axis(self, x: Array) -> int:
-        """The axis of ``x``, of which the channels come last."""
+        """Returns ``dim`` as an axis of ``x``, whose channels come last."""
         axis = self.dim % x.ndim
         return -1 if axis == 1 else axis - (axis > 1)
 
@@ -410,7 +414,8 @@ class Softmin(_AlongAxis):
     """``exp(-x) / sum(exp(-x))`` along the axis ``dim``. Source: ``torch.nn.Softmin``.
 
     Raises:
-      InputError: if ``dim`` is the time axis or none, or for a dtype that is not floating.
+      InputError: if ``dim`` is the time axis or no axis of the clip, or for a dtype that is not
+        floating.
     """
 
     def of(self, x: Array) -> Array:
@@ -421,7 +426,8 @@ class Softmax(_AlongAxis):
     """``exp(x) / sum(exp(x))`` along the axis ``dim``. Source: ``torch.nn.Softmax``.
 
     Raises:
-      InputError: if ``dim`` is the time axis or none, or for a dtype that is not floating.
+      InputError: if ``dim`` is the time axis or no axis of the clip, or for a dtype that is not
+        floating.
     """
 
     def of(self, x: Array) -> Array:
@@ -431,8 +437,8 @@ class Softmax(_AlongAxis):
 class Softmax2d(_Activation):
     """``exp(x) / sum(exp(x))`` along the channels of clips with one spatial axis.
 
-    Source: ``torch.nn.Softmax2d``, which takes clips ``(B, C, T, S)`` and no others: with more
-    axes it fails, and with fewer it would take the batch for the channels.
+    Source: ``torch.nn.Softmax2d``, which is meant for clips ``(B, C, T, S)`` only: with more axes
+    it fails, and with fewer it would treat the batch as the channels.
 
     Raises:
       InputError: for other clips, or a dtype that is not floating.
@@ -450,7 +456,8 @@ class LogSoftmax(_AlongAxis):
     """``log(exp(x) / sum(exp(x)))`` along the axis ``dim``. Source: ``torch.nn.LogSoftmax``.
 
     Raises:
-      InputError: if ``dim`` is the time axis or none, or for a dtype that is not floating.
+      InputError: if ``dim`` is the time axis or no axis of the clip, or for a dtype that is not
+        floating.
     """
 
     def of(self, x: Array) -> Array:
@@ -458,18 +465,19 @@ class LogSoftmax(_AlongAxis):
 
 
 class GLU(_AlongAxis):
-    """``a * sigmoid(b)`` of the halves ``a`` and ``b`` of the axis ``dim``.
+    """``a * sigmoid(b)``, where ``a`` and ``b`` are the two halves of the axis ``dim``.
 
     Source: ``torch.nn.GLU``; Dauphin et al., 2016, https://arxiv.org/abs/1612.08083.
 
     Attributes:
-      dim: the axis. The default is the last, so a network of 1-d clips needs ``dim=1``.
+      dim: the axis. The default is the last axis, so clips ``(B, C, T)`` need ``dim=1``.
 
     Shapes:
       any, with the axis half as long.
 
     Raises:
-      InputError: for an axis of odd length, the time axis or none, or a dtype that is not floating.
+      InputError: if the axis has an odd length, is the time axis or does not exist, or for a dtype
+        that is not floating.
     """
 
     dim: int = -1

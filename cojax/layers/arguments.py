@@ -1,4 +1,4 @@
-"""Constructor arguments as ``torch.nn`` takes them: an int, or one for each axis."""
+"""Constructor arguments in the style of ``torch.nn``: an int, or one for each axis."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,15 +10,16 @@ from cojax.frames import Spec
 from cojax.timing import Axis
 
 IntOrTuple = int | Sequence[int]
-# Of each axis: as much in front as behind, or a pair of the two.
+# An int, or one entry for each axis: an int (the same before and after) or a pair of the two.
 Padding = int | Sequence[int | Sequence[int]]
 
 
 def per_axis(name: str, value: IntOrTuple, axes: int, minimum: int = 0) -> tuple[int, ...]:
-    """The value for each axis, temporal first.
+    """Returns the value for each axis, time first.
 
     Raises:
-      ValueError: unless it is an int or a sequence of ``axes`` ints, none below ``minimum``.
+      ValueError: unless ``value`` is an int or a sequence of ``axes`` ints, none of them below
+        ``minimum``.
     """
     values = (value,) * axes if isinstance(value, int | np.integer) else value
     if (
@@ -42,7 +43,7 @@ def windows(
     dilation: IntOrTuple,
     ceil_mode: bool = False,
 ) -> tuple[Axis, ...]:
-    """The windows along each axis, temporal first. Raises a ValueError as :func:`per_axis`."""
+    """Returns the windows along each axis, time first; raises as :func:`per_axis` does."""
     return tuple(
         Axis(*each, ceil_mode)
         for each in zip(
@@ -62,7 +63,7 @@ def padded_windows(
     padding: Padding,
     dilation: IntOrTuple,
 ) -> tuple[Axis, ...]:
-    """:func:`windows` along axes that may be padded unevenly."""
+    """Like :func:`windows`, but the padding before and after an axis may differ."""
     if not isinstance(padding, Sequence) or isinstance(padding, str):
         return windows(axes, kernel_size, stride, padding, dilation)
     pairs: list[Any] = [
@@ -76,10 +77,10 @@ def padded_windows(
 
 
 def spatial_lengths(x: Spec, space: Sequence[Axis]) -> tuple[int, ...]:
-    """The lengths of the spatial axes of a step behind these windows.
+    """Returns the lengths of a step's spatial axes after these windows have been applied.
 
     Raises:
-      InputError: if a window is longer than its axis, padded.
+      InputError: if a window is longer than its padded axis.
     """
     lengths = tuple(axis.length(size) for size, axis in zip(x.shape[2:], space, strict=True))
     if min(lengths, default=1) < 1:
@@ -91,21 +92,21 @@ def spatial_lengths(x: Spec, space: Sequence[Axis]) -> tuple[int, ...]:
 
 
 def require_positive(**sizes: object) -> None:
-    """Raises a ValueError unless all are positive whole numbers."""
+    """Raises a ValueError unless all sizes are positive integers."""
     for name, size in sizes.items():
         if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name}={size!r} must be positive and whole")
 
 
 def require_probability(**shares: float) -> None:
-    """Raises a ValueError unless all are from 0 to 1."""
+    """Raises a ValueError unless all shares are between 0 and 1, inclusive."""
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name}={share!r} must be a probability")
 
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raises a ValueError unless the value is among those allowed."""
+    """Raises a ValueError unless the value is one of those allowed."""
     if not any(value is option or value == option for option in allowed):
         choices = ", ".join(repr(option) for option in allowed)
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -1,9 +1,9 @@
-"""Multi-head attention: over the last tokens of a stream, and over the tokens of a window.
+"""Multi-head attention over the last tokens of a stream, and over the tokens of a window.
 
-A stream's tokens are projected once, when they come, and kept as keys and values (and queries) in
-rings; or they are kept themselves, and it is the few queries that are projected. What a step
-computes anew are the weights: no sum is corrected from step to step, so that nothing drifts and no
-logit is too large.
+Each token of a stream is projected once, when it arrives, and its key and value (and query) are
+kept in rings; or the tokens themselves are kept, and only the few queries are projected. Every step
+computes its attention weights anew. No sum is corrected from step to step, so errors do not
+accumulate, and no logit is too large to exponentiate.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from cojax.timing import Axis, Timing, windowed
 
 
 class _StreamAttention(MultiheadAttention):
-    """Attention over the last ``sequence_len`` tokens of a stream."""
+    """Base class of attention over the last ``sequence_len`` tokens of a stream."""
 
     sequence_len: int | None = None
 
@@ -39,18 +39,19 @@ class _StreamAttention(MultiheadAttention):
 
     @property
     def _remembers_queries(self) -> bool:
-        """Whether older tokens than the newest attend."""
+        """Whether tokens older than the newest attend, so that queries are kept."""
         raise NotImplementedError
 
     @nn.nowrap
     def _asking(self, tokens: Array) -> Array:
-        """Those tokens of a clip ``(B, T, ...)`` that attend."""
+        """Returns the tokens of a clip ``(B, T, ...)`` that attend."""
         return tokens
 
     def _over_windows(self, query: Array, key: Array, value: Array, train: bool) -> Array:
-        """What queries ``(B, T', H, D)`` find among every window; time third.
+        """Returns the attention of queries ``(B, T', H, D)`` over every window; time comes third.
 
-        Keys and values are ``(B, T, H, D)``, or the tokens ``(B, T, C)`` that they are made of.
+        Keys and values are ``(B, T, H, D)``, or the tokens ``(B, T, C)`` that they are projected
+        from.
         """
         raise NotImplementedError
 
@@ -69,7 +70,7 @@ class _StreamAttention(MultiheadAttention):
 
     @nn.nowrap
     def _remembers(self, x: Any) -> tuple[str, ...]:
-        """The names of the rings."""
+        """Returns the names of the rings in the state."""
         if self._length == 1:
             return ()
         queries = ("query",) if self._remembers_queries else ()
@@ -88,7 +89,7 @@ class _StreamAttention(MultiheadAttention):
         return {**rings, **self._counter.fresh()}
 
     def _new(self, state: State, tokens: Any) -> dict[str, Array]:
-        """The newest token, or those of a chunk: what queries, and what is remembered of it."""
+        """Returns the query of the newest token, or those of a chunk, and what is kept in rings."""
         query, key, value = three_streams(tokens)
         new = {"query": self._queries(query)}
         if "token" in state:
@@ -107,7 +108,7 @@ class _StreamAttention(MultiheadAttention):
             among.append(_keys_and_values_in(state))
         query = self._asks(state.get("query"), new["query"], count)
         found = self._attention(query, *among, train=train)
-        # Then all that is remembered has been read.
+        # The rings are written only after the attention, when all of them have been read.
         count = following(count, found)
         for name, ring in state.items():
             if name in new:
@@ -116,11 +117,11 @@ class _StreamAttention(MultiheadAttention):
         return arrived.leaves(y, self._counter.emits(state, self.timing), self.timing), after
 
     def _asks(self, memory: Array | None, query: Array, count: Array | int) -> Array:
-        """The queries ``(B, H, Q, D)`` of a step, given a ring of those before, and the newest."""
+        """Returns a step's queries ``(B, H, Q, D)``, given a ring of old ones and the newest."""
         raise NotImplementedError
 
     def _answer(self, found: Array) -> Array:
-        """The output of a step, of what was found ``(B, Q, E)``."""
+        """Returns the output of a step, given the result of attention ``(B, Q, E)``."""
         raise NotImplementedError
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
@@ -141,23 +142,24 @@ class _StreamAttention(MultiheadAttention):
 
 
 def _keys_and_values_in(named: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Keys and values, or twice the tokens that they are made of."""
+    """Returns keys and values, or, for each, the tokens that they are projected from."""
     if "token" in named:
         return named["token"], named["token"]
     return named["key"], named["value"]
 
 
 def _time_second(ring: Array) -> Array:
-    """``(B, H, N, D)`` to ``(B, N, H, D)``, or back; ``(B, N, C)`` as it is."""
+    """Transposes ``(B, H, N, D)`` to ``(B, N, H, D)`` or back; returns ``(B, N, C)`` unchanged."""
     return jnp.swapaxes(ring, 1, 2) if ring.ndim == 4 else ring
 
 
 class SingleOutputMultiheadAttention(_StreamAttention):
-    """Attention of one token among the last ``sequence_len``: the newest, unless said otherwise.
+    """Attention of one token, by default the newest, over the last ``sequence_len`` tokens.
 
-    Keys and values of the last tokens are kept, so that a step projects one token; or, where these
-    are no more than twice as many as a head has channels, the tokens alone, which are half as much.
-    They are not projected at all then: the query is taken to them, and what it finds from them.
+    The keys and values of the last tokens are kept, so that a step projects only one token. If
+    there are no more than twice as many tokens as a head has channels, the tokens themselves are
+    kept instead, which takes half the memory. They are then not projected at all: the query is
+    projected into their space, and the result of attention out of it.
 
     Source: ``continual.SingleOutputMultiheadAttention``, with the weights of
     ``torch.nn.MultiheadAttention``; Hedegaard et al., "Continual Transformers: Redundancy-Free
@@ -171,24 +173,24 @@ class SingleOutputMultiheadAttention(_StreamAttention):
         assert y.shape == (1, 32, 3)  # one for each window of 8
 
     Attributes:
-      embed_dim: the channels of queries and of the output.
-      num_heads: the heads that these are split into.
-      dropout: the probability with which an attention weight is dropped in training.
-      bias: whether projections have biases.
-      add_bias_kv: whether a learnt token is added to keys and values.
-      add_zero_attn: whether a token of zeros is added to keys and values.
-      kdim, vdim: the channels of keys and of values, where these differ.
+      embed_dim: the number of channels of queries and of the output.
+      num_heads: the number of heads that these are split into.
+      dropout: the probability of dropping an attention weight in training.
+      bias: whether the projections have biases.
+      add_bias_kv: whether to append a learnt token to keys and values.
+      add_zero_attn: whether to append a token of zeros to keys and values.
+      kdim, vdim: the number of channels of keys and of values, if other than ``embed_dim``.
       param_dtype: the dtype of the parameters. Computation is in the dtype of the input, except for
-        the softmax, in float32 at least.
-      sequence_len: the tokens that are attended over.
-      query_index: the token that attends, by its place among them; -1 is the newest.
-      single_output_forward: whether ``forward`` answers like the steps, with an output for every
-        window of ``sequence_len`` tokens. Otherwise it is ``torch.nn.MultiheadAttention``: all
-        tokens of the clip, of any length, attend to all, and a stream gives something else.
+        the softmax, which is in float32 at least.
+      sequence_len: the number of tokens that are attended over.
+      query_index: the index of the attending token among them; -1 is the newest.
+      single_output_forward: whether ``forward`` has the outputs of a stream, one for every window
+        of ``sequence_len`` tokens. Otherwise ``forward`` equals ``torch.nn.MultiheadAttention``: in
+        a clip of any length, every token attends to all, and a stream has different outputs.
 
     Shapes:
       clip ``(B, embed_dim, T)`` to ``(B, embed_dim, T - sequence_len + 1)`` (``T`` without
-      ``single_output_forward``); step ``(B, embed_dim)`` to the same; or three of these: queries,
+      ``single_output_forward``); step ``(B, embed_dim)`` to the same; or three streams: queries,
       keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``token`` ``(B, sequence_len - 1,
       embed_dim)``, if ``sequence_len <= 2 embed_dim / num_heads`` and there is one stream, without
       ``add_bias_kv`` and ``add_zero_attn``; otherwise ``key`` and ``value`` ``(B, num_heads,
@@ -196,8 +198,8 @@ class SingleOutputMultiheadAttention(_StreamAttention):
       newest token attends; ``count`` ``()``.
 
     Raises:
-      ValueError: at construction, for arguments that do not go together.
-      InputError: for an input of another rank, channel count or a dtype that is not floating.
+      ValueError: at construction, for incompatible arguments.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating.
     """
 
     query_index: int = -1
@@ -210,7 +212,7 @@ class SingleOutputMultiheadAttention(_StreamAttention):
 
     @property
     def query_place(self) -> int:
-        """The place of the query among the tokens, counted from the oldest."""
+        """The index of the query among the tokens, counted from the oldest."""
         return self.query_index % self._length
 
     @property
@@ -219,10 +221,10 @@ class SingleOutputMultiheadAttention(_StreamAttention):
 
     @nn.nowrap
     def _remembers(self, x: Any) -> tuple[str, ...]:
-        """The tokens alone, which is half as much, unless attention to them costs too much.
+        """Keeps the tokens alone, for half the memory, unless attention to them costs too much.
 
-        They are multiplied with all their channels in every head, and that twice. With twice as
-        many of them as a head has channels, that is as much as the four kernels cost.
+        Every head multiplies all of their channels, twice. With twice as many tokens as a head has
+        channels, that costs as much as the four kernels.
         """
         names = super()._remembers(x)
         few = self._length <= 2 * (self.embed_dim // self.num_heads)
@@ -270,12 +272,13 @@ class SingleOutputMultiheadAttention(_StreamAttention):
 
 
 class RetroactiveMultiheadAttention(_StreamAttention):
-    """Attention of the last ``sequence_len`` tokens among each other, all of them in every step.
+    """Attention of the last ``sequence_len`` tokens to each other, for all of them at every step.
 
-    Queries, keys and values of the last tokens are kept, so that a step projects one token. What
-    the earlier ones find is computed from these anew: of a step's cost that is little beside the
-    layers behind, which see all tokens. (``continual`` corrects the sums of the step before by the
-    token that came and the one that went. That loses precision, the more the larger logits are.)
+    The queries, keys and values of the last tokens are kept, so that a step projects only one
+    token. The outputs of the earlier tokens are recomputed from them, which costs little compared
+    with the layers after it, which process all tokens. (``continual`` corrects the sums of the
+    previous step by the token that was added and the one that was removed. That loses precision,
+    and more so the larger the logits are.)
 
     Source: ``continual.RetroactiveMultiheadAttention``, with the weights of
     ``torch.nn.MultiheadAttention``; Hedegaard et al., "Continual Transformers: Redundancy-Free
@@ -290,17 +293,17 @@ class RetroactiveMultiheadAttention(_StreamAttention):
 
     Attributes:
       embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, param_dtype,
-        sequence_len: as of :class:`SingleOutputMultiheadAttention`.
+        sequence_len: as for :class:`SingleOutputMultiheadAttention`.
 
     Shapes:
       clip ``(B, embed_dim, T)`` to ``(B, embed_dim, T - sequence_len + 1, sequence_len)``; step
-      ``(B, embed_dim)`` to ``(B, embed_dim, sequence_len)``, oldest first; or three of these:
+      ``(B, embed_dim)`` to ``(B, embed_dim, sequence_len)``, oldest first; or three streams:
       queries, keys ``(B, kdim, T)`` and values ``(B, vdim, T)``. State ``query``, ``key``,
       ``value`` ``(B, num_heads, sequence_len - 1, embed_dim / num_heads)``, ``count`` ``()``.
 
     Raises:
-      ValueError: at construction, for arguments that do not go together.
-      InputError: for an input of another rank, channel count or a dtype that is not floating.
+      ValueError: at construction, for incompatible arguments.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating.
     """
 
     _remembers_queries = True
@@ -328,9 +331,9 @@ class RetroactiveMultiheadAttention(_StreamAttention):
 
 
 class WindowMultiheadAttention(MultiheadAttention):
-    """Attention of the tokens of a window, which come all at once, the last axis of every step.
+    """Attention among the tokens of a window, all given at once as the last axis of every step.
 
-    It stands behind :class:`RetroactiveMultiheadAttention`, or works over any spatial axis.
+    It is used after :class:`RetroactiveMultiheadAttention`, or over any spatial axis.
 
     Source: ``torch.nn.MultiheadAttention``.
 
@@ -342,16 +345,16 @@ class WindowMultiheadAttention(MultiheadAttention):
 
     Attributes:
       embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, param_dtype: as
-        of :class:`SingleOutputMultiheadAttention`.
-      query_index: the one token that attends; None for all.
+        for :class:`SingleOutputMultiheadAttention`.
+      query_index: the index of the one token that attends; None for all tokens.
 
     Shapes:
-      clip ``(B, embed_dim, T, N)`` and step ``(B, embed_dim, N)``, kept, without ``N`` where one
-      token attends; or three of these: queries, keys ``(B, kdim, T, N)`` and values.
+      clip ``(B, embed_dim, T, N)`` and step ``(B, embed_dim, N)``, kept, without ``N`` if one token
+      attends; or three streams: queries, keys ``(B, kdim, T, N)`` and values ``(B, vdim, T, N)``.
 
     Raises:
-      ValueError: at construction, for arguments that do not go together.
-      InputError: for an input of another rank, channel count or a dtype that is not floating.
+      ValueError: at construction, for incompatible arguments.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating.
     """
 
     query_index: int | None = None

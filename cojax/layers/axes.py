@@ -1,4 +1,4 @@
-"""Axes, counted as in a clip ``(B, C, T, *S)`` in every mode."""
+"""Axis arguments, which are counted in the clip ``(B, C, T, *S)`` in every mode."""
 
 from cojax.errors import InputError
 from cojax.module import CoModule
@@ -7,10 +7,10 @@ TIME = 2
 
 
 def non_temporal(axis: int, rank: int, name: str, module: CoModule) -> int:
-    """The axis of a clip of this rank, counted from the front.
+    """Returns an axis of a clip of this rank as a non-negative index.
 
     Raises:
-      InputError: if there is no such axis, or it is time.
+      InputError: if there is no such axis, or if it is the time axis.
     """
     if not -rank <= axis < rank:
         raise InputError(f"{name}={axis} is no axis of a clip with {rank} axes")

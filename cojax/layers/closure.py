@@ -1,4 +1,4 @@
-"""Functions, and the constants among them, as modules."""
+"""Modules that wrap functions and constants."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,11 +30,11 @@ class Lambda(TimeLocal):
         assert mean.apply({}, jnp.ones((1, 3, 5))).shape == (1, 1, 5)
 
     Attributes:
-      fn: the function, of a step ``(B, C, *S)``.
-      forward_only_fn: what ``forward`` calls instead, with the whole clip ``(B, C, T, *S)``.
-      forward_step_only_fn: what ``forward_step`` calls instead, with a step ``(B, C, *S)``.
-      forward_steps_only_fn: what ``forward_steps`` calls instead, with each step as a clip of
-        length 1: a stream may be cut into chunks anywhere.
+      fn: the function, called with a step ``(B, C, *S)``.
+      forward_only_fn: called by ``forward`` instead, with the whole clip ``(B, C, T, *S)``.
+      forward_step_only_fn: called by ``forward_step`` instead, with a step ``(B, C, *S)``.
+      forward_steps_only_fn: called by ``forward_steps`` instead, with each step as a clip of
+        length 1, since a stream may be divided into chunks anywhere.
       takes_time: whether ``fn`` takes clips ``(B, C, T, *S)`` (of length 1 while stepping).
 
     Shapes:
@@ -42,7 +42,7 @@ class Lambda(TimeLocal):
 
     Raises:
       ValueError: at construction, unless there is a function for every mode.
-      InputError: if the function fails on the step it is given.
+      InputError: if the function fails on its input.
     """
 
     fn: Function | None = None
@@ -91,10 +91,10 @@ class Lambda(TimeLocal):
 
 
 def local_spec(function: Function, x: Spec, what: str = "the function") -> Spec:
-    """The spec of a step, behind a function of clips.
+    """Returns the spec of a step after a function of clips has been applied.
 
     Raises:
-      InputError: if it fails on such steps, or does not keep the length of a clip.
+      InputError: if the function fails on such steps or changes the length of a clip.
     """
     for steps in (2, 1):
         y = _spec_of(function, with_time(x, steps), what)
@@ -119,7 +119,9 @@ def _spec_of(function: Function, clip: Spec, what: str = "the function") -> Spec
 
 
 class Identity(TimeLocal):
-    """Returns its input. Source: ``torch.nn.Identity``; arguments are ignored, as there.
+    """Returns its input unchanged.
+
+    Source: ``torch.nn.Identity``; arguments are ignored, as in torch.
 
     Example::
 
@@ -139,7 +141,7 @@ class Identity(TimeLocal):
 
 
 class _WithConstant(TimeLocal):
-    """A function of a clip and of a constant that broadcasts against clips."""
+    """Base class for functions of a clip and a constant that broadcasts against it."""
 
     @property
     def _value(self) -> ArrayLike:
@@ -165,7 +167,9 @@ class _WithConstant(TimeLocal):
 
 
 class Add(_WithConstant):
-    """Adds a number, or an array that broadcasts against clips. Source: ``continual.Add``.
+    """Adds a number, or an array that broadcasts against clips.
+
+    Source: ``continual.Add``.
 
     Example::
 
@@ -174,13 +178,14 @@ class Add(_WithConstant):
         assert y[0, :, 0].tolist() == [1, 2]
 
     Attributes:
-      constant: what is added.
+      constant: the number or array to add.
 
     Shapes:
       clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, broadcast against the constant.
 
     Raises:
-      InputError: if the constant does not broadcast against clips, or would lose its fraction.
+      InputError: if the constant does not broadcast against clips, or is floating where the input
+        is not, so that its fraction would be lost.
     """
 
     constant: ArrayLike
@@ -204,13 +209,13 @@ class Multiply(_WithConstant):
         assert half.apply({}, jnp.ones((1, 2, 3))).max() == 0.5
 
     Attributes:
-      factor: what is multiplied by.
+      factor: the number or array to multiply by.
 
     Shapes:
       clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, broadcast against the factor.
 
     Raises:
-      InputError: as :class:`Add`.
+      InputError: as for :class:`Add`.
     """
 
     factor: ArrayLike
@@ -224,7 +229,9 @@ class Multiply(_WithConstant):
 
 
 class Constant(_WithConstant):
-    """Returns the constant, broadcast against its input. Source: ``continual.Constant``.
+    """Returns a constant, broadcast against its input.
+
+    Source: ``continual.Constant``.
 
     Example::
 
@@ -232,13 +239,13 @@ class Constant(_WithConstant):
         assert seven.apply({}, jnp.zeros((1, 2, 3))).tolist() == [[[7, 7, 7], [7, 7, 7]]]
 
     Attributes:
-      constant: what is returned, in the dtype of the input.
+      constant: the number or array to return, in the dtype of the input.
 
     Shapes:
       clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, broadcast against the constant.
 
     Raises:
-      InputError: as :class:`Add`.
+      InputError: as for :class:`Add`.
     """
 
     constant: ArrayLike
@@ -252,8 +259,10 @@ class Constant(_WithConstant):
         return jnp.broadcast_to(constant, jnp.broadcast_shapes(x.shape, constant.shape))
 
 
-def Zero() -> Constant:  # noqa: N802 - a module by its name in continual
-    """Zeros in the shape of the input. Source: ``continual.Zero``.
+def Zero() -> Constant:  # noqa: N802 - named like the module in continual
+    """Returns a module that outputs zeros in the shape of its input.
+
+    Source: ``continual.Zero``.
 
     Example::
 
@@ -265,8 +274,10 @@ def Zero() -> Constant:  # noqa: N802 - a module by its name in continual
     return Constant(0)
 
 
-def One() -> Constant:  # noqa: N802 - a module by its name in continual
-    """Ones in the shape of the input. Source: ``continual.One``.
+def One() -> Constant:  # noqa: N802 - named like the module in continual
+    """Returns a module that outputs ones in the shape of its input.
+
+    Source: ``continual.One``.
 
     Example::
 

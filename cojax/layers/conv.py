@@ -42,7 +42,7 @@ from cojax.timing import Axis, Timing, windowed
 
 
 class _Conv(CoModule):
-    """Convolution over ``(B, C, T, *S)``; a step keeps a ring of the last inputs.
+    """Convolution over ``(B, C, T, *S)``; a step keeps a ring of the last inputs or partial sums.
 
     Source: ``torch.nn.Conv3d``, and Hedegaard and Iosifidis, "Continual 3D Convolutional
     Neural Networks for Real-time Processing of Videos", ECCV 2022, https://arxiv.org/abs/2106.00050.
@@ -56,32 +56,33 @@ class _Conv(CoModule):
 
         state = conv.init_state(clip[:, :, 0])
         frame, state = conv.apply(variables, state, clip[:, :, 0], method="forward_step")
-        assert not frame.valid  # conv.delay is 1: the first output leaves with the second step
+        assert not frame.valid  # conv.delay is 1: the second step emits the first output
 
     Attributes:
-      in_channels, out_channels: channels of the input and of the output.
-      kernel_size, stride, padding, dilation: an int, or one for each axis, time first. What is
-        padded in front and behind may differ: a pair stands for an axis then, such as ``padding=
-        ((2, 0), 1, 1)``, by which a kernel of 3 sees the step and the two before in ``forward``
-        too.
-      groups: blocks of channels convolved apart.
-      bias: whether a bias is added.
-      padding_mode: how space is padded: "zeros", "reflect", "replicate" or "circular". Time is
-        padded with zeros by ``forward``.
-      temporal_fill: what a stream starts and ends with: "zeros", or "replicate", the first and the
-        last frame. With "replicate" a stream equals a ``forward`` over replicate-padded time.
+      in_channels, out_channels: the number of channels of the input and of the output.
+      kernel_size, stride, padding, dilation: an int, or one for each axis, time first. The padding
+        before and after an axis may differ, and is then given as a pair, as in ``((2, 0), 1, 1)``:
+        with it, a kernel of 3 steps sees a step and the two before it in ``forward`` too.
+      groups: the number of blocks of channels that are convolved separately.
+      bias: whether to add a bias.
+      padding_mode: how the spatial axes are padded: "zeros", "reflect", "replicate" or "circular".
+        ``forward`` pads time with zeros.
+      temporal_fill: the values before the start and after the end of a stream: "zeros", or
+        "replicate" for copies of its first and its last frame. With "replicate", a stream equals
+        ``forward`` over replicate-padded time.
       kernel_init, bias_init: initializers; torch's by default.
       param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
 
     Shapes:
       clip ``(B, in_channels, T, *S)`` to ``(B, out_channels, T', *S')``; step ``(B, in_channels,
-      *S)`` to ``(B, out_channels, *S')``; state ``count`` ``()`` and a ring: ``window`` of inputs
-      ``(B, receptive_field - 1, *S, in_channels)``, or ``sums`` of outputs to come ``(B,
-      receptive_field - 1, *S', out_channels)``; without a memory or a stride there is none.
+      *S)`` to ``(B, out_channels, *S')``; state ``count`` ``()`` and a ring: a ``window`` of inputs
+      ``(B, receptive_field - 1, *S, in_channels)``, or ``sums`` of upcoming outputs ``(B,
+      receptive_field - 1, *S', out_channels)``; no state if the kernel spans one step and the
+      temporal stride is 1.
 
     Raises:
-      ValueError: at construction, for arguments that do not go together.
-      InputError: for an input of another rank, channel count or a dtype that is not floating.
+      ValueError: at construction, for incompatible arguments.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating.
     """
 
     space: ClassVar[int]
@@ -166,11 +167,12 @@ class _Conv(CoModule):
 
     @property
     def _keeps_sums(self) -> bool:
-        """Whether the memory is one of outputs, which lack some inputs yet, and not of inputs.
+        """Whether the state holds partial sums of upcoming outputs instead of the last inputs.
 
-        Where that is faster: depthwise, one input is read for all of them, and they are added to
-        in place (54 channels, 3x3x3, of 56x56: 0.65 ms instead of 0.90, as a batch of 8 4.0
-        instead of 23). And where outputs are smaller.
+        It does where that is faster. In a depthwise convolution one input is read for all sums,
+        and these are updated in place: a 3x3x3 kernel takes 0.65 ms instead of 0.90 (54 channels
+        of 56x56), and 4.0 ms instead of 23 in a batch of 8. It also does for kernels along time
+        alone whose outputs are smaller than their inputs.
         """
         time, *space = self._axes
         if time.kernel_size == 1 or time.stride > 1 or time.dilation > 1:
@@ -210,9 +212,9 @@ class _Conv(CoModule):
     def _added(
         self, sums: Array, x: Array, count: Array | int, signal: Signal
     ) -> tuple[Array, Array]:
-        """The output that is complete with this step, and the sums with its part in them.
+        """Returns the output that this step completes, and the sums with its contributions added.
 
-        In the place of the one that is complete another begins.
+        The slot of the completed output is reused for a new one.
         """
         slots = sums.shape[1]
         x, space = self._padded(x, first=1)
@@ -227,7 +229,7 @@ class _Conv(CoModule):
             return last[:, 0], earlier
 
         oldest, count = read_before_write(sums, count, x)
-        # How many steps later the output in each slot is complete: 0 where one begins.
+        # The steps left until the output in each slot is complete; 0 where a new one begins.
         ahead = (jnp.arange(slots) - count) % slots
         begins = (ahead == 0).reshape(-1, *(1,) * (x.ndim - 1))
         taps = (slots - ahead) % slots
@@ -239,7 +241,7 @@ class _Conv(CoModule):
     def _shown(
         self, ring: Array, x: Array, count: Array | int, signal: Signal
     ) -> tuple[Array, Array]:
-        """The output that sees the ring and this step, and the ring with it in."""
+        """Returns the output for the ring and this step, and the ring with this step written."""
         time = self._axes[0]
         if self.temporal_fill == "replicate":
             ring = jnp.where(count == 0, x[:, None], ring)
@@ -273,10 +275,10 @@ class _Conv(CoModule):
     ) -> tuple[Chunk, State]:
         timing, count = self.timing, self._counter.of(state)
         memory = unrolled(state["sums"], count)
-        # To the last output that the chunk has a part in.
+        # Up to the last output that the chunk contributes to.
         time = self._axes[0]._replace(padding=timing.receptive_field - 1, uneven=0)
         sums = self._unbiased_clip(x, time)
-        # The first valid frames meet the memory.
+        # From the first valid frame on, outputs already have partial sums in the memory.
         began = lax.dynamic_slice_in_dim(sums, chunk.blank, memory.shape[1], axis=1)
         sums = lax.dynamic_update_slice_in_dim(sums, began + memory, chunk.blank, axis=1)
         after["sums"] = rolled(sums, memory.shape[1], self._counter.of(after))
@@ -287,17 +289,20 @@ class _Conv(CoModule):
         return self._biased(self._unbiased_clip(x, time))
 
     def _unbiased_clip(self, x: Array, time: Axis) -> Array:
-        """``(B, T, *S, C)``."""
+        """Convolves ``(B, T, *S, C)`` without adding the bias."""
         x, space = self._padded(x, first=2)
         return convolve_clip(x, self.kernel.astype(x.dtype), [time, *space], self.groups)
 
     def _convolved(self, window: Array, space: Sequence[Axis]) -> Array:
-        """``(B, *S, k, C)``."""
+        """Convolves a window ``(B, *S, k, C)`` and adds the bias."""
         kernel = self.kernel.astype(window.dtype)
         return self._biased(convolve_window(window, kernel, space, self.groups))
 
     def _padded(self, x: Array, first: int) -> tuple[Array, Sequence[Axis]]:
-        """The axes of space from ``first`` on, padded with anything but zeros, and what is left."""
+        """Pads the spatial axes, from ``first`` on, in every mode but "zeros".
+
+        Also returns these axes with the padding that remains to be applied.
+        """
         space = self._axes[1:]
         if self.padding_mode == "zeros":
             return x, space

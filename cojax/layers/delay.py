@@ -1,4 +1,4 @@
-"""Layers that hold steps back, leave them out, or show the last of them."""
+"""Layers that delay or skip steps, or collect the last of them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from cojax.timing import Axis, Timing, windowed
 
 
 class _Held(CoModule):
-    """Holds a stream back by ``_held`` steps and crops what its clip has in front and behind."""
+    """Base class: delays a stream by ``_held`` steps, and crops the start and end of a clip."""
 
     @property
     def _held(self) -> int:
@@ -58,12 +58,12 @@ class _Held(CoModule):
 
 
 class Delay(_Held):
-    """Holds a stream back by a number of steps; ``forward`` leaves a clip as it is.
+    """Delays a stream by a number of steps; ``forward`` returns a clip unchanged.
 
-    With ``auto_shrink``, ``forward`` crops the clip as a residual beside a module that shrinks it
-    must, and the stream leaves out the same steps.
+    With ``auto_shrink``, ``forward`` crops the clip, as is needed for a residual connection around
+    a module that shrinks it, and the stream skips the same steps.
 
-    Source: ``continual.Delay``. (There a centered delay declares less delay than it has.)
+    Source: ``continual.Delay``. (There, a centered delay declares less delay than it has.)
 
     Example::
 
@@ -74,17 +74,19 @@ class Delay(_Held):
         assert frames.dense().ravel().tolist() == [0, 1, 2]
 
     Attributes:
-      steps: the steps that a frame is held back (``delay``, to the constructor).
-      temporal_fill: accepted for compatibility: no frame that a delay emits is ever filled in.
-      auto_shrink: False; True or "centered" (``steps`` off both ends); "lagging" (off the
-        back); or the steps to crop in front and behind.
+      steps: the number of steps by which frames are delayed (``delay`` in the constructor).
+      temporal_fill: accepted for compatibility, without effect: no frame that a delay emits is ever
+        filled in.
+      auto_shrink: False; True or "centered" to crop ``steps`` at both ends; "lagging" to crop them
+        at the end; or a pair ``(front, back)`` of steps to crop at the start and at the end.
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T - front - back, *S)``; step ``(B, C, *S)`` to the same;
       state ``ring`` ``(B, steps, *S, C)`` and ``count`` ``()``.
 
     Raises:
-      ValueError: at construction, for a negative delay or a back crop longer than it.
+      ValueError: at construction, for a negative delay, or a crop at the end that is longer than
+        the delay.
     """
 
     _without_effect = _Held._without_effect | {"temporal_fill"}
@@ -102,7 +104,7 @@ class Delay(_Held):
         steps: int | None = None,
         **linen: Any,
     ):
-        # The field cannot be called delay: that is when the first output leaves.
+        # The field cannot be called delay: that is the number of steps before the first output.
         steps = delay if steps is None else steps
         shrink = auto_shrink if isinstance(auto_shrink, bool | str) else tuple(auto_shrink)
         self._construct(steps=steps, temporal_fill=temporal_fill, auto_shrink=shrink, **linen)
@@ -135,7 +137,7 @@ class Delay(_Held):
 
 
 class Skip(_Held):
-    """Leaves out the first steps of a clip and of a stream.
+    """Skips the first steps of a clip or stream.
 
     Source: ``continual.Skip``.
 
@@ -147,7 +149,7 @@ class Skip(_Held):
         assert skip.delay == 2
 
     Attributes:
-      steps: the number of steps left out.
+      steps: the number of steps to skip.
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T - steps, *S)``; step ``(B, C, *S)`` to the same; state
@@ -173,10 +175,10 @@ class Skip(_Held):
 
 
 class Window(CoModule):
-    """Shows the last steps of a stream at once, oldest first, along a further axis.
+    """Collects the last steps of a stream, oldest first, along a new last axis.
 
-    So what stands behind sees a window in every step: it is local in time, and may attend over
-    the window, sort it, or take its spectrum.
+    The layers after it receive a whole window at every step: they can attend over it, sort it or
+    compute its spectrum, and remain local in time.
 
     Example::
 
@@ -184,7 +186,7 @@ class Window(CoModule):
         assert net.apply({}, jnp.ones((1, 6, 20))).shape == (1, 6, 13)
 
     Attributes:
-      steps: the steps in a window.
+      steps: the number of steps in a window.
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T - steps + 1, *S, steps)``; step ``(B, C, *S)`` to ``(B,
@@ -238,10 +240,10 @@ class Window(CoModule):
         return chunk.leaves(self._shown(frames[:, 1:]), emitted, self.timing), after
 
     def _shown(self, frames: Array) -> Array:
-        """Every window of ``(B, T, *S, C)``: ``(B, C, T', *S, steps)``."""
+        """Returns every window of ``(B, T, *S, C)``, as ``(B, C, T', *S, steps)``."""
         return _steps_last(windows(frames, self.steps), 2)
 
 
 def _steps_last(frames: Array, axis: int) -> Array:
-    """Channels, which come last, to the second place, and the steps in a window to the last."""
+    """Moves the channels from last to second, and the steps of a window, ``axis``, to last."""
     return jnp.moveaxis(frames, (-1, axis), (1, -1))

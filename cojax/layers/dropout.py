@@ -1,6 +1,6 @@
-"""Dropout: noise while training, which needs an rng named "dropout"; nothing otherwise.
+"""Dropout layers: noise in training, which needs an rng named "dropout"; otherwise the identity.
 
-``inplace`` is accepted and has no meaning here.
+``inplace`` is accepted and has no effect.
 """
 
 from typing import ClassVar
@@ -17,9 +17,9 @@ from cojax.module import TimeLocal
 
 
 class Dropout(TimeLocal):
-    """Zeroes entries with probability ``p`` while training, and scales the rest by ``1 / (1 - p)``.
+    """Zeroes entries with probability ``p`` in training, and scales the rest by ``1 / (1 - p)``.
 
-    Needs an rng named "dropout" with ``train=True``. Every step of a stream draws its own mask.
+    With ``train=True`` it needs an rng named "dropout". Each step of a stream draws its own mask.
 
     Source: ``torch.nn.Dropout``; Hinton et al., 2012, https://arxiv.org/abs/1207.0580.
 
@@ -33,7 +33,7 @@ class Dropout(TimeLocal):
         assert ((y == 0) | (y == 2)).all()
 
     Attributes:
-      p: the probability of a zero.
+      p: the probability that an entry is zeroed.
 
     Shapes:
       any, kept.
@@ -43,7 +43,7 @@ class Dropout(TimeLocal):
       InputError: for a dtype that is not floating.
     """
 
-    # Whether an entry is kept or dropped with all of its channel.
+    # Whether channels are kept or dropped as a whole.
     whole_channels: ClassVar[bool] = False
     _without_effect = TimeLocal._without_effect | {"inplace"}
 
@@ -68,15 +68,15 @@ class Dropout(TimeLocal):
         return self.dropped(x, keep).astype(x.dtype)
 
     def dropped(self, x: Array, keep: Array) -> Array:
-        """The input with the entries dropped that are not to be kept."""
+        """Drops the entries of ``x`` that are not to be kept, and rescales."""
         return jnp.where(keep, x / (1 - self.p), 0)
 
 
 class _ChannelDropout(Dropout):
-    """Zeroes whole channels with probability ``p`` while training, and scales the rest.
+    """Zeroes whole channels with probability ``p`` in training, and scales the rest.
 
-    ``forward`` zeroes a channel of a sample for all of its clip, as torch does. Every step of a
-    stream draws its own mask, so that a channel comes and goes.
+    ``forward`` zeroes a channel of a sample throughout its clip, as torch does. Each step of a
+    stream draws its own mask, so a channel may be zeroed in one step and not in the next.
 
     Source: ``torch.nn.Dropout3d``; Tompson et al., 2014, https://arxiv.org/abs/1411.4280.
 
@@ -91,11 +91,11 @@ class _ChannelDropout(Dropout):
       p: the probability that a channel is zeroed.
 
     Shapes:
-      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, kept, with no, one or two spatial axes.
+      clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, kept, with zero, one or two spatial axes.
 
     Raises:
       ValueError: at construction, unless ``0 <= p <= 1``.
-      InputError: for an input of another rank or a dtype that is not floating.
+      InputError: for an input of the wrong rank or a dtype that is not floating.
     """
 
     whole_channels = True
@@ -122,10 +122,11 @@ class Dropout3d(_ChannelDropout):
 
 
 class AlphaDropout(Dropout):
-    """Dropout that keeps zero mean and unit variance, to go with :class:`cojax.SELU`.
+    """Dropout that keeps zero mean and unit variance, for use with :class:`cojax.SELU`.
 
-    With probability ``p`` an entry becomes ``-1.7581``, the limit of SELU for small ``x``; then all
-    are scaled and moved as one. Needs rngs as :class:`cojax.Dropout`.
+    In training, an entry becomes ``-1.7581``, the limit of SELU for ``x`` towards minus infinity,
+    with probability ``p``; then all entries are scaled and shifted alike. This needs the same rng
+    as :class:`cojax.Dropout`.
 
     Source: ``torch.nn.AlphaDropout``; Klambauer et al., 2017, https://arxiv.org/abs/1706.02515.
 
@@ -137,7 +138,7 @@ class AlphaDropout(Dropout):
         assert y.shape == clip.shape
 
     Attributes:
-      p: the probability that an entry is dropped. With 1, all are zero.
+      p: the probability that an entry is dropped. With 1, all outputs are zero.
 
     Shapes:
       any, kept.
@@ -154,7 +155,7 @@ class AlphaDropout(Dropout):
 
 
 class FeatureAlphaDropout(AlphaDropout):
-    """:class:`cojax.AlphaDropout` of whole channels: all of a clip's, while stepping of a step's.
+    """:class:`cojax.AlphaDropout` of whole channels, of a clip in ``forward`` or of each step.
 
     Source: ``torch.nn.FeatureAlphaDropout``.
 
@@ -166,7 +167,7 @@ class FeatureAlphaDropout(AlphaDropout):
         assert (y == y[:, :, :1]).all()  # dropped in every step of the clip, or in none
 
     Attributes:
-      p: the probability that a channel is dropped. With 1, all are zero.
+      p: the probability that a channel is dropped. With 1, all outputs are zero.
 
     Shapes:
       any, kept.

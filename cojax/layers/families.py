@@ -1,9 +1,10 @@
-"""What the classes of a family, alike but for their spatial axes, share."""
+"""Docstrings shared by the classes of a family, which differ only in their spatial axes."""
 
 
 def over_axes(docstring: str | None, axes: int) -> str:
-    """A family's docstring, which speaks of three axes, for its class over so many, time included.
+    """Adapts a family's docstring, written for three axes, to ``axes`` of them, time included.
 
-    In names ``3d`` becomes ``1d``, and in shapes the lengths ``4, 4`` of space become as many.
+    In names, ``3d`` becomes e.g. ``1d``; in shapes, the two spatial lengths ``4, 4`` become as many
+    as there are spatial axes.
     """
     return (docstring or "").replace("3d", f"{axes}d").replace(", 4, 4", ", 4" * (axes - 1))

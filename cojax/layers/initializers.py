@@ -1,4 +1,4 @@
-"""The initial weights of ``torch.nn``: uniform within ``1 / sqrt(fan_in)`` of zero."""
+"""The default initializers of ``torch.nn``: uniform within ``1 / sqrt(fan_in)`` of zero."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,10 @@ Initializer = Callable[..., Array]
 
 
 def fan_in_uniform(fan_in: int) -> Initializer:
-    """Uniform within ``1 / sqrt(fan_in)`` of zero, as ``torch.nn.Conv3d`` and ``Linear``."""
+    """Returns the initializer of ``torch.nn.Conv3d`` and ``Linear``, given their fan-in.
+
+    It is uniform within ``1 / sqrt(fan_in)`` of zero.
+    """
     bound = 1 / math.sqrt(fan_in)
 
     def initialize(key: Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> Array:

@@ -1,4 +1,4 @@
-"""Linear maps of one axis."""
+"""Linear maps along one axis."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -15,7 +15,7 @@ from cojax.ops.product import product
 
 
 class Linear(TimeLocal):
-    """Maps one axis linearly: ``y = x W + b``.
+    """Applies a linear map along one axis: ``y = x W + b``.
 
     Source: ``torch.nn.Linear``; ``channel_dim`` is that of ``continual``.
 
@@ -30,18 +30,19 @@ class Linear(TimeLocal):
 
     Attributes:
       in_features, out_features: the length of the axis before and after.
-      bias: whether a bias is added.
-      channel_dim: the axis, counted in the clip ``(B, C, T, *S)`` in every mode. It cannot be time.
-        The default is the last, so a network of 1-d clips needs ``channel_dim=1``.
+      bias: whether to add a bias.
+      channel_dim: the axis, counted in the clip ``(B, C, T, *S)`` in every mode. It cannot be the
+        time axis. The default is the last axis, so clips ``(B, C, T)`` need ``channel_dim=1``.
       kernel_init, bias_init: initializers; torch's by default.
       param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
 
     Shapes:
       clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, with ``in_features`` replaced by
-      ``out_features`` in one axis.
+      ``out_features`` along one axis.
 
     Raises:
-      InputError: for an axis of another length, the time axis, or a dtype that is not floating.
+      InputError: if the axis has another length or is the time axis, or for a dtype that is not
+        floating.
     """
 
     in_features: int

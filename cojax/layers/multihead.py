@@ -1,4 +1,4 @@
-"""What all layers of attention share: projections into heads, and what is found there."""
+"""The base class of attention layers: projections into heads, and attention within them."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from cojax.ops.product import from_heads, product, to_heads
 
 
 class MultiheadAttention(CoModule):
-    """The projections, with torch's parameters, and the attention between what they give.
+    """Base class of attention layers: torch's projections, and the attention between their outputs.
 
     Source: ``torch.nn.MultiheadAttention``.
     """
@@ -47,7 +47,7 @@ class MultiheadAttention(CoModule):
 
     @property
     def _dims(self) -> tuple[int, int, int]:
-        """The channels of queries, keys and values before they are projected."""
+        """The numbers of channels of queries, keys and values before projection."""
         return self.embed_dim, self.kdim or self.embed_dim, self.vdim or self.embed_dim
 
     @property
@@ -57,8 +57,9 @@ class MultiheadAttention(CoModule):
 
     def setup(self) -> None:
         embed, dtype = self.embed_dim, self.param_dtype
-        # Apart, though torch packs them: a slice of what is packed is copied, in every step. Those
-        # of keys and values have a head's together, as _found_among_tokens multiplies them.
+        # Separate kernels, though torch packs them: slicing a packed one would copy it at every
+        # step. Those of keys and values keep the entries of a head together, the order in which
+        # _found_among_tokens multiplies them.
         initial = _glorot_uniform_packed if self.packed else glorot_uniform()
         query, key, value = self._dims
         self.kernels = (
@@ -83,7 +84,7 @@ class MultiheadAttention(CoModule):
 
     @nn.nowrap
     def _require_tokens(self, x: Any, space: int) -> Spec:
-        """The spec of the queries, if these are queries, keys and values of the right shapes."""
+        """Checks the shapes of queries, keys and values, and returns the spec of the queries."""
         streams = three_streams(x)
         axes = ("batch", "channel", "token")[: 2 + space]
         if len(streams) != 3 or any(isinstance(stream, tuple) for stream in streams):
@@ -103,11 +104,11 @@ class MultiheadAttention(CoModule):
         return streams[0]
 
     def _queries(self, tokens: Array) -> Array:
-        """Tokens ``(..., C)``, projected: ``(..., H, D)``."""
+        """Projects tokens ``(..., C)`` to queries ``(..., H, D)``."""
         return self._in_heads(product(tokens, self.kernels[0].astype(tokens.dtype)), 0)
 
     def _keys_and_values(self, key: Array, value: Array) -> tuple[Array, Array]:
-        """Tokens ``(..., C)``, projected: ``(..., H, D)``."""
+        """Projects tokens ``(..., C)`` to keys and values ``(..., H, D)``."""
         keys, values = (
             self._in_heads(product(tokens, self.kernels[i].astype(tokens.dtype).T), i)
             for i, tokens in enumerate((key, value), 1)
@@ -115,7 +116,7 @@ class MultiheadAttention(CoModule):
         return keys, values
 
     def _in_heads(self, projected: Array, which: int) -> Array:
-        """``(..., E)`` to ``(..., H, D)``, with the bias of queries, keys or values."""
+        """Adds the bias of queries, keys or values, and splits ``(..., E)`` to ``(..., H, D)``."""
         offset = self.offsets[which]
         if offset is not None:
             projected = projected + offset.astype(projected.dtype)
@@ -123,17 +124,17 @@ class MultiheadAttention(CoModule):
 
     @property
     def _tokens_alone(self) -> bool:
-        """Whether all keys and values are of tokens."""
+        """Whether all keys and values are projections of tokens."""
         return not (self.add_bias_kv or self.add_zero_attn)
 
     @nn.nowrap
     def _spares_projections(self, queries: int, among: int, tokens: int) -> bool:
-        """Whether it takes fewer multiplications to project no keys and values of tokens.
+        """Whether it takes fewer multiplications not to project tokens to keys and values.
 
         Args:
-          queries: how many tokens attend.
-          among: how many each attends to.
-          tokens: how many there are in all.
+          queries: the number of tokens that attend.
+          among: the number of tokens that each attends to.
+          tokens: the number of tokens in total.
         """
         _, *channels = self._dims
         embed, both = self.embed_dim, sum(channels)
@@ -142,10 +143,10 @@ class MultiheadAttention(CoModule):
         return self._tokens_alone and as_they_are < projected
 
     def _attention(self, query: Array, *parts: tuple[Array, Array], train: bool) -> Array:
-        """What queries ``(..., H, Q, D)`` find among keys ``(..., H, N, D)``: ``(..., Q, E)``.
+        """Attends with queries ``(..., H, Q, D)`` to keys ``(..., H, N, D)``: ``(..., Q, E)``.
 
-        Keys and their values come in parts, or instead as the tokens ``(..., N, C)`` that they are
-        projections of.
+        Keys and values are given in parts, either projected or as the tokens ``(..., N, C)`` that
+        they are projections of.
         """
         query = query * jnp.asarray(query.shape[-1] ** -0.5, query.dtype)
         if parts[0][0].ndim < query.ndim:
@@ -156,7 +157,7 @@ class MultiheadAttention(CoModule):
         return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
 
     def _found(self, query: Array, parts: Sequence[tuple[Array, Array]], train: bool) -> Array:
-        """The sums ``(..., H, Q, D)`` of values."""
+        """Returns the weighted sums ``(..., H, Q, D)`` of values."""
         pairs = [*parts]
         if self.extra:
             bias_k, bias_v = self.extra
@@ -169,11 +170,11 @@ class MultiheadAttention(CoModule):
     def _found_among_tokens(
         self, query: Array, parts: Sequence[tuple[Array, Array]], train: bool
     ) -> Array:
-        """The sums ``(..., Q, H, D)`` of values, of queries ``(..., Q, H, D)`` and tokens.
+        """Returns the weighted sums ``(..., Q, H, D)`` for queries ``(..., Q, H, D)`` and tokens.
 
-        ``q . (W_k x) = (W_k^T q) . x``, and the sum of ``a (W_v x)`` is ``W_v`` times that of ``a
-        x``. So it is what asks that is projected, and what is found: twice for each query, and not
-        for each token. Biases of keys add the same to all logits, which their softmax ignores.
+        ``q . (W_k x) = (W_k^T q) . x``, and the sum of ``a (W_v x)`` is ``W_v`` times the sum of
+        ``a x``. So the queries and the sums are projected, twice for each query, instead of each
+        token. The bias of keys adds the same to all logits of a query, which the softmax ignores.
         """
         *batch, asking, heads, _ = query.shape
         of_keys, of_values = (
@@ -192,23 +193,23 @@ class MultiheadAttention(CoModule):
 
     @nn.nowrap
     def _as_token(self, token: Array, query: Array) -> Array:
-        """A further key or value ``(E,)`` beside queries ``(..., H, Q, D)``: ``(..., H, 1, D)``."""
+        """Broadcasts a token ``(E,)`` to ``(..., H, 1, D)`` for queries ``(..., H, Q, D)``."""
         *batch, heads, _, channels = query.shape
         token = token.astype(query.dtype).reshape(heads, 1, channels)
         return jnp.broadcast_to(token, (*batch, *token.shape))
 
 
 def _glorot_uniform_packed(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-    """As torch draws three kernels as one, of three times as many outputs."""
+    """Draws a kernel as torch does, which packs three into one with three times the outputs."""
     bound = math.sqrt(6 / (shape[0] + 3 * shape[1]))
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def three_streams(streams: Any) -> Any:
-    """Queries, keys and values: of one stream, unless each has its own."""
+    """Returns queries, keys and values: all of one stream, unless each has its own."""
     return streams if isinstance(streams, tuple) else (streams,) * 3
 
 
 def heads_first(tokens: Array) -> Array:
-    """``(..., N, H, D)`` to ``(..., H, N, D)``, or back."""
+    """Transposes ``(..., N, H, D)`` to ``(..., H, N, D)``, or back."""
     return jnp.swapaxes(tokens, -3, -2)

@@ -1,8 +1,8 @@
-"""Normalisation: ``(x - mean) / sqrt(var + eps) * scale + bias``.
+"""Normalisation layers: ``(x - mean) / sqrt(var + eps) * scale + bias``.
 
-By running statistics a norm is local in time. The statistics of a clip are not: a step does not
-have them. Norms that need these refuse to step, unless ``per_step`` makes them take the statistics
-of each step instead, in ``forward`` too.
+With running statistics a norm is local in time. With the statistics of a clip it is not: they are
+not available to a step. Norms that need them refuse to step, unless ``per_step`` makes them use the
+statistics of each step instead, in ``forward`` too.
 """
 
 import math
@@ -38,7 +38,7 @@ def _learnt(
     bias: bool,
     scale_init: Initializer | None = None,
 ) -> tuple[Array | None, Array | None]:
-    """The variables ``scale`` and ``bias`` of a module; None for what it does not learn."""
+    """Creates the variables ``scale`` and ``bias`` of a module; None for one that is not learnt."""
     dtype = module.param_dtype
     return (
         module.param("scale", scale_init or ones, shape, dtype) if scale else None,
@@ -47,15 +47,15 @@ def _learnt(
 
 
 def _statistics(x: Array, axes: Sequence[int]) -> tuple[Array, Array]:
-    """Mean and variance over these axes, which stay, with a length of 1."""
+    """Returns the mean and variance over these axes, which are kept with a length of 1."""
     wide = widened(x)
     return jnp.mean(wide, axes, keepdims=True), jnp.var(wide, axes, keepdims=True)
 
 
 def _normalised(module: Any, x: Array, mean: Array, var: Array, along: tuple[int, ...]) -> Array:
-    """``(x - mean) / sqrt(var + eps) * scale + bias``, as one product and one sum.
+    """Computes ``(x - mean) / sqrt(var + eps) * scale + bias`` as one product and one sum.
 
-    ``along`` is the shape in which what is learnt broadcasts against ``x``, as statistics do.
+    ``along`` is the shape in which scale and bias broadcast against ``x``, as statistics do.
     """
     wide = widened(x)
     factor = lax.rsqrt(var.astype(wide.dtype) + module.eps)
@@ -74,18 +74,18 @@ def _lacks_a_clip(module: CoModule, instead: str) -> InputError:
     )
 
 
-# By running statistics.
+# Norms with running statistics.
 
 
 class _RunningNorm(CoModule):
-    """What batch and instance norms share: running statistics, and how they move.
+    """Base class of batch and instance norms: running statistics and their updates.
 
-    Each ``unit`` has its statistics, over the other axes.
+    Statistics are taken for each ``unit``, over the other axes.
     """
 
     space: ClassVar[int]
     unit: ClassVar[str]
-    # Whether running variances are of estimates, that is of n / (n - 1) times the variance.
+    # Whether running variances track unbiased estimates: n / (n - 1) times the variance.
     estimates: ClassVar[bool] = True
 
     num_features: int
@@ -103,16 +103,16 @@ class _RunningNorm(CoModule):
 
     @nn.nowrap
     def _axes(self, rank: int) -> tuple[int, ...]:
-        """The axes of a clip ``(B, T, *S, C)`` over which statistics are taken."""
+        """Returns the axes of a clip ``(B, T, *S, C)`` over which statistics are taken."""
         raise NotImplementedError
 
     @nn.nowrap
     def _require_steps(self, train: bool) -> None:
-        """Raises an InputError if a step lacks the statistics that it is normalised by."""
+        """Raises an InputError if a step lacks the statistics needed to normalise it."""
         raise NotImplementedError
 
     def _weight(self, real: bool | Array) -> ArrayLike:
-        """The weight of the statistics of a batch in the running ones."""
+        """Returns the weight of a batch's statistics in the update of the running ones."""
         raise NotImplementedError
 
     def setup(self) -> None:
@@ -172,12 +172,12 @@ class _RunningNorm(CoModule):
 
 
 class _BatchNorm(_RunningNorm):
-    """Batch normalisation over every axis but the channels.
+    """Batch normalisation over all axes but the channels.
 
-    In training, ``forward`` normalises by the statistics of the clip and ``forward_step`` by those
-    of its step, and both move the running statistics towards them; invalid frames and frames past
-    the end of the stream leave these as they are. Otherwise the running statistics are used, and
-    the layer is local in time.
+    In training, ``forward`` normalises with the statistics of the clip and ``forward_step`` with
+    those of its step, and both move the running statistics towards these. Invalid frames, and
+    frames past the end of the stream, leave the running statistics unchanged. Outside of training
+    the running statistics are used, and the layer is local in time.
 
     Source: ``torch.nn.BatchNorm3d``; Ioffe and Szegedy, 2015,
     https://arxiv.org/abs/1502.03167.
@@ -192,13 +192,13 @@ class _BatchNorm(_RunningNorm):
         assert variables["batch_stats"]["num_batches_tracked"] == 1
 
     Attributes:
-      num_features: the channels.
+      num_features: the number of channels.
       eps: added to the variance.
       momentum: the weight of new statistics in the running ones; None for their plain average.
       affine: whether a scale and a bias are learnt.
-      track_running_stats: whether there are running statistics. Without them the statistics of a
-        whole clip are needed, so that the layer can step in training only.
-      bias: whether the bias is among what is learnt.
+      track_running_stats: whether to track running statistics. Without them, the statistics of a
+        whole clip are needed, and the layer can step in training only.
+      bias: whether ``affine`` includes a bias.
       scale_init: the initializer of the scale; ones by default.
       param_dtype: the dtype of parameters and statistics.
 
@@ -208,8 +208,8 @@ class _BatchNorm(_RunningNorm):
       ``num_batches_tracked`` ``()``.
 
     Raises:
-      InputError: for an input of another rank, channel count or a dtype that is not floating; for
-        training on one value a channel; for stepping without running statistics.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating;
+        for training on one value per channel; for stepping without running statistics.
     """
 
     unit = "a channel"
@@ -229,12 +229,12 @@ class _BatchNorm(_RunningNorm):
 
 
 class _InstanceNorm(_RunningNorm):
-    """Normalisation of each channel of each sample.
+    """Instance normalisation, of each channel of each sample.
 
-    With running statistics, training and evaluation are those of a batch norm, but for statistics
-    being taken of each sample, and averaged over the batch before the running ones move. Without
-    them, which is the default, the statistics are always those of the clip, and the layer refuses
-    to step.
+    With running statistics, training and evaluation are as in a batch norm, except that statistics
+    are taken of each sample, and averaged over the batch before they update the running ones.
+    Without them, which is the default, the statistics are always those of the clip, and the layer
+    refuses to step.
 
     Source: ``torch.nn.InstanceNorm3d``; Ulyanov et al., 2016,
     https://arxiv.org/abs/1607.08022.
@@ -249,25 +249,25 @@ class _InstanceNorm(_RunningNorm):
         assert frame.value.shape == (2, 8, 4, 4)
 
     Attributes:
-      num_features: the channels.
+      num_features: the number of channels.
       eps: added to the variance.
-      momentum: the weight of new statistics in the running ones; with None these never move.
+      momentum: the weight of new statistics in the running ones; with None these never change.
       affine: whether a scale and a bias are learnt.
-      track_running_stats: whether there are running statistics.
-      bias: whether the bias is among what is learnt.
+      track_running_stats: whether to track running statistics.
+      bias: whether ``affine`` includes a bias.
       scale_init: the initializer of the scale; ones by default.
       param_dtype: the dtype of parameters and statistics.
-      per_step: whether statistics are those of each step in every mode, ``forward`` included, which
-        then differs from torch's. So the layer is local in time.
+      per_step: whether to use the statistics of each step in every mode, including ``forward``,
+        which then differs from torch's. This makes the layer local in time.
 
     Shapes:
-      clip ``(B, num_features, T, *S)`` and step ``(B, num_features, *S)``, kept. Variables as of a
+      clip ``(B, num_features, T, *S)`` and step ``(B, num_features, *S)``, kept. Variables as in a
       batch norm; ``num_batches_tracked`` stays 0, as in torch.
 
     Raises:
-      ValueError: at construction, for ``per_step`` where a step has one value a channel.
-      InputError: for an input of another rank, channel count or a dtype that is not floating; for
-        statistics of one value; for stepping where they are those of the clip.
+      ValueError: at construction, for ``per_step`` if a step has one value per channel.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating;
+        for statistics of one value; for stepping if the statistics are those of the clip.
     """
 
     unit = "a channel and sample"
@@ -321,13 +321,13 @@ class BatchNorm3d(_BatchNorm):
 
 
 class BatchNorm(_BatchNorm):
-    """Batch normalisation of clips with any number of spatial axes, as Flax tracks statistics.
+    """Batch normalisation of clips with any number of spatial axes, with statistics as in Flax.
 
-    In training the running variance moves towards that of the clip, where those of
-    :class:`cojax.BatchNorm1d`, 2d and 3d move towards an estimate, ``n / (n - 1)`` times as large.
-    In all else it is the one of these that has the axes of the clip.
+    In training, the running variance moves towards that of the clip, whereas the variances of
+    :class:`cojax.BatchNorm1d`, 2d and 3d move towards an unbiased estimate, ``n / (n - 1)`` times
+    as large. In all other respects it equals the one of these that has the axes of the clip.
 
-    Source: ``flax.linen.BatchNorm``, of which ``momentum`` is 1 less this one; Ioffe and Szegedy,
+    Source: ``flax.linen.BatchNorm``, whose ``momentum`` is 1 minus this one; Ioffe and Szegedy,
     2015, https://arxiv.org/abs/1502.03167.
 
     Example::
@@ -338,14 +338,14 @@ class BatchNorm(_BatchNorm):
             assert norm.apply(variables, clip).shape == clip.shape
 
     Attributes:
-      num_features, eps, momentum, affine, track_running_stats, bias, param_dtype: as of
+      num_features, eps, momentum, affine, track_running_stats, bias, param_dtype: as for
         :class:`cojax.BatchNorm1d`.
 
     Shapes:
       clip ``(B, num_features, T, *S)`` and step ``(B, num_features, *S)``, kept.
 
     Raises:
-      InputError: as :class:`cojax.BatchNorm1d`.
+      InputError: as for :class:`cojax.BatchNorm1d`.
     """
 
     estimates = False
@@ -370,17 +370,17 @@ class InstanceNorm3d(_InstanceNorm):
     space = 2
 
 
-# By the statistics of the input alone.
+# Norms with the statistics of the input alone.
 
 
 class _InputNorm(TimeLocal):
-    """What group and layer norms share: they step where they do not look across time."""
+    """Base class of group and layer norms, which can step if their statistics do not span time."""
 
     instead: ClassVar[str]
 
     @nn.nowrap
     def _axes(self, rank: int) -> tuple[int, ...]:
-        """The axes of a clip over which statistics are taken."""
+        """Returns the axes of a clip over which statistics are taken."""
         raise NotImplementedError
 
     def fresh_state(self, x: Spec) -> State:
@@ -398,9 +398,9 @@ class _InputNorm(TimeLocal):
 
 
 class GroupNorm(_InputNorm):
-    """Normalisation of each group of channels of each sample.
+    """Group normalisation, of each group of channels of each sample.
 
-    By default the statistics are those of the clip, and the layer refuses to step.
+    By default, the statistics are those of the clip, and the layer refuses to step.
 
     Source: ``torch.nn.GroupNorm``; Wu and He, 2018, https://arxiv.org/abs/1803.08494.
 
@@ -414,13 +414,13 @@ class GroupNorm(_InputNorm):
         assert frame.value.shape == (1, 8, 4, 4)
 
     Attributes:
-      num_groups: the groups that the channels are split into.
-      num_channels: the channels.
+      num_groups: the number of groups that the channels are split into.
+      num_channels: the number of channels.
       eps: added to the variance.
       affine: whether a scale and a bias are learnt.
-      bias: whether the bias is among what is learnt.
-      per_step: whether statistics are those of each step in every mode, ``forward`` included, which
-        then differs from torch's. So the layer is local in time.
+      bias: whether ``affine`` includes a bias.
+      per_step: whether to use the statistics of each step in every mode, including ``forward``,
+        which then differs from torch's. This makes the layer local in time.
       param_dtype: the dtype of the parameters.
 
     Shapes:
@@ -428,8 +428,8 @@ class GroupNorm(_InputNorm):
       ``params`` ``scale``, ``bias`` ``(num_channels,)``.
 
     Raises:
-      ValueError: at construction, unless the channels are a multiple of the groups.
-      InputError: for another channel count or a dtype that is not floating; for stepping without
+      ValueError: at construction, unless ``num_channels`` is a multiple of ``num_groups``.
+      InputError: for the wrong channel count or a dtype that is not floating; for stepping without
         ``per_step``.
     """
 
@@ -469,35 +469,36 @@ class GroupNorm(_InputNorm):
 
 
 class LayerNorm(_InputNorm):
-    """Normalisation over the last axes, or over another one.
+    """Layer normalisation, over the last axes or over one other axis.
 
     Source: ``torch.nn.LayerNorm``; Ba et al., 2016, https://arxiv.org/abs/1607.06450;
     ``channel_dim`` is that of :class:`cojax.Linear`.
 
     Example::
 
-        channels = co.LayerNorm(32, channel_dim=1)  # of clips (B, 32, T, *S), at every place
-        frames = co.LayerNorm((32, 8, 8), per_step=True)  # of clips (B, 32, T, 8, 8), each whole
+        channels = co.LayerNorm(32, channel_dim=1)  # clips (B, 32, T, *S), at each position
+        frames = co.LayerNorm((32, 8, 8), per_step=True)  # clips (B, 32, T, 8, 8), whole frames
 
     Attributes:
-      normalized_shape: the lengths of the axes: the last of the clip ``(B, C, T, *S)``. If time is
-        among them, the layer refuses to step.
+      normalized_shape: the lengths of the axes, which are the last ones of the clip ``(B, C, T,
+        *S)``. If time is among them, the layer refuses to step.
       eps: added to the variance.
       elementwise_affine: whether a scale and a bias are learnt.
-      bias: whether the bias is among what is learnt.
-      channel_dim: the axis of the clip, in every mode, where ``normalized_shape`` is one length.
-      per_step: whether ``normalized_shape`` are the last axes of the step ``(B, C, *S)`` instead,
-        in every mode, ``forward`` included. So the layer is local in time.
+      bias: whether ``elementwise_affine`` includes a bias.
+      channel_dim: the axis, counted in the clip in every mode, if ``normalized_shape`` is a single
+        length.
+      per_step: whether the axes are the last ones of the step ``(B, C, *S)`` instead, in every
+        mode, including ``forward``. This makes the layer local in time.
       param_dtype: the dtype of the parameters.
 
     Shapes:
       clip ``(B, C, T, *S)`` and step ``(B, C, *S)``, kept. Variables ``params`` ``scale``, ``bias``
-      of ``normalized_shape``.
+      of shape ``normalized_shape``.
 
     Raises:
-      ValueError: at construction, for no lengths, or arguments that do not go together.
-      InputError: for axes of other lengths or a dtype that is not floating; for stepping where the
-        statistics are across time.
+      ValueError: at construction, for an empty ``normalized_shape`` or incompatible arguments.
+      InputError: for axes of other lengths or a dtype that is not floating; for stepping if the
+        statistics span time.
     """
 
     normalized_shape: IntOrTuple
@@ -555,7 +556,7 @@ class LayerNorm(_InputNorm):
 
     @nn.nowrap
     def _require_lengths(self, clip: tuple[int | None, ...]) -> None:
-        """Raises an InputError unless the axes of a clip (None: of any length) have ours."""
+        """Raises an InputError unless a clip (None: any length) has axes of the given lengths."""
         lengths = tuple(clip[axis] for axis in self._axes(len(clip)))
         expected = self._lengths
         if len(lengths) < len(expected) or any(

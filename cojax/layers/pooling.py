@@ -22,10 +22,10 @@ from cojax.timing import Axis, Timing, windowed
 
 
 class _TemporalPool(CoModule):
-    """What all pools share: a step pools its frame in space and then the ring in time.
+    """Base class of pools: a step pools its frame in space, and then the ring of frames in time.
 
-    Subclasses say how time is windowed (``_time``) and how a frame is pooled (``_pool_space``).
-    No running sum is kept: one huge value would spoil it for ever.
+    Subclasses define how time is windowed (``_time``) and how a frame is pooled (``_pool_space``).
+    No running sum is kept, since a single huge value would corrupt it permanently.
     """
 
     space: ClassVar[int]
@@ -33,7 +33,7 @@ class _TemporalPool(CoModule):
 
     @property
     def temporal_fill(self) -> Any:
-        """A field of the subclasses, the last of their arguments."""
+        """A field of each subclass, and the last of its arguments."""
         raise NotImplementedError
 
     @property
@@ -107,14 +107,14 @@ class _TemporalPool(CoModule):
                 memory = begun(memory, frames, chunk, count)
             frames = join(memory, frames, chunk.blank)
             after["ring"] = rolled(frames, slots, self._counter.of(after))
-            frames = frames[:, 1:]  # the oldest left the window with the first step
+            frames = frames[:, 1:]  # the first step already replaces the oldest frame
         frames = emitted.covered(frames, slots, timing.stride)
         counts = count + emitted.frames(timing.stride) - chunk.blank
         y = channels_second(self._pool_all(frames, counts))
         return chunk.leaves(y, emitted, timing), after
 
     def _pool_all(self, frames: Array, counts: Array) -> Array:
-        """Pools every window of ``(B, T, ...)``, given the frames counted before each answer."""
+        """Pools every window of ``(B, T, ...)``, given the number of frames before each output."""
         time = self._time.unpadded._replace(ceil_mode=False)
         if self.maximum:
             return max_axes(frames, [time], 1)
@@ -125,7 +125,7 @@ class _TemporalPool(CoModule):
     def _pool_time(
         self, frames: Array, oldest: Array | int, count: Array | int, past: Array | int
     ) -> Array:
-        """Pools ``(B, kernel_size, ...)`` over the frames of the window, a ring."""
+        """Pools the frames of a window, in a ring ``(B, kernel_size, ...)``."""
         if self.maximum:
             return maximum(frames, oldest, 1)
         divisor = jnp.maximum(self._divisor(count, past), 1)
@@ -137,7 +137,7 @@ class _TemporalPool(CoModule):
 
 
 class _Pool(_TemporalPool):
-    """The arguments that average and maximum pools share."""
+    """Base class of average and maximum pools, with the arguments they share."""
 
     kernel_size: IntOrTuple
     stride: IntOrTuple | None = None
@@ -179,7 +179,7 @@ class _Pool(_TemporalPool):
         return channels_second(self._clip_time(self._pool_space(channels_last(x), first=2)))
 
     def _clip_time(self, x: Array) -> Array:
-        """Pools the time of ``(B, T, *S, C)``."""
+        """Pools ``(B, T, *S, C)`` over time."""
         raise NotImplementedError
 
 
@@ -201,17 +201,18 @@ class _MaxPool(_Pool):
     Attributes:
       kernel_size, stride, padding, dilation: an int, or one for each axis, time first. The stride
         defaults to the kernel size.
-      ceil_mode: whether a last window may reach past the end.
-      temporal_fill: what a stream starts and ends with: "zeros" stands for torch's padding (minus
-        infinity, in a maximum), "replicate" for the first and the last frame.
+      ceil_mode: whether the last window may extend past the end.
+      temporal_fill: the values before the start and after the end of a stream: "zeros" for torch's
+        padding (minus infinity in a maximum), or "replicate" for copies of its first and its last
+        frame.
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T', *S')``; step ``(B, C, *S)`` to ``(B, C, *S')``; state
       ``ring`` ``(B, receptive_field, *S', C)`` and ``count`` ``()``.
 
     Raises:
-      ValueError: at construction, for arguments that do not go together.
-      InputError: for an input of another rank, or a dtype that is not floating.
+      ValueError: at construction, for incompatible arguments.
+      InputError: for an input of the wrong rank or a dtype that is not floating.
     """
 
     maximum = True
@@ -253,20 +254,20 @@ class _AvgPool(_Pool):
     Attributes:
       kernel_size, stride, padding: an int, or one for each axis, time first. The stride defaults
         to the kernel size.
-      ceil_mode: whether a last window may reach past the end.
+      ceil_mode: whether the last window may extend past the end.
       count_include_pad: whether padding counts in the average.
-      divisor_override: what sums are divided by, instead of the size of the window.
-      dilation: the steps between the frames of a window; only time may be dilated.
-      temporal_fill: what a stream starts and ends with: "zeros", or "replicate", the first and the
-        last frame.
+      divisor_override: the divisor of sums, instead of the size of the window.
+      dilation: the steps from one frame of a window to the next; only time may be dilated.
+      temporal_fill: the values before the start and after the end of a stream: "zeros", or
+        "replicate" for copies of its first and its last frame.
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, T', *S')``; step ``(B, C, *S)`` to ``(B, C, *S')``; state
       ``ring`` ``(B, receptive_field, *S', C)`` and ``count`` ``()``.
 
     Raises:
-      ValueError: at construction, for arguments that do not go together.
-      InputError: for an input of another rank, or a dtype that is not floating.
+      ValueError: at construction, for incompatible arguments.
+      InputError: for an input of the wrong rank or a dtype that is not floating.
     """
 
     maximum = False
@@ -315,14 +316,14 @@ class _AvgPool(_Pool):
 
     @property
     def _overridden(self) -> int | None:
-        """What sums over time are divided by, where that is said; sums over space already are."""
+        """The divisor of sums over time, if overridden; 1 if sums over space have been divided."""
         return self.divisor_override if self.divisor_override is None or not self.space else 1
 
     def _divisor(self, count: Array | int, past: Array | int) -> Array | int:
-        """The frames that the window at ``count`` averages over.
+        """Returns the number of frames that the window at ``count`` averages over.
 
-        Of its taps ``0, d, 2d, ...`` steps back, those before the stream and those past its end
-        may not count.
+        Of its taps ``0, d, 2d, ...`` steps back, those before the start of the stream and those
+        past its end may not count.
         """
         size, dilation = self._time.kernel_size, self._time.dilation
         if self._overridden is not None:
@@ -337,7 +338,7 @@ class _AvgPool(_Pool):
 
 
 def _taps_within(steps: Array | int, dilation: int, taps: int) -> Array | int:
-    """How many of the taps ``0, dilation, ...`` back lie within the last ``steps`` steps."""
+    """Counts the taps ``0, dilation, ...`` steps back that lie within the last ``steps`` steps."""
     if isinstance(steps, int):
         return min(max(0, -(-steps // dilation)), taps)
     return jnp.clip(-(-steps // dilation), 0, taps)
@@ -374,7 +375,7 @@ class MaxPool3d(_MaxPool):
 
 
 class _AdaptivePool(_TemporalPool):
-    """Adaptive pooling: ``forward`` pools the whole clip, a step its last ``kernel_size`` steps.
+    """Adaptive pooling: ``forward`` pools the whole clip, a step the last ``kernel_size`` steps.
 
     The two agree for clips of ``receptive_field`` steps (with a stride of 1 and no padding).
 
@@ -384,19 +385,19 @@ class _AdaptivePool(_TemporalPool):
 
         pool = co.AdaptiveAvgPool3d(1, kernel_size=3)
         clip = jnp.ones((1, 2, 3, 4, 4))
-        assert pool.apply({}, clip).size == 2  # one number a channel
+        assert pool.apply({}, clip).size == 2  # one number per channel
 
         state = pool.init_state(clip[:, :, 0])
         frames, state = pool.apply({}, state, clip, method="forward_steps")
         assert frames.valid.tolist() == [False, False, True]
 
     Attributes:
-      output_size: an int or one for each axis, time first; time must be pooled to 1. None keeps an
-        axis.
-      kernel_size: the steps that a step pools over.
-      stride, padding, dilation: of time, while stepping.
-      temporal_fill: what a stream starts and ends with: "zeros" (minus infinity in a maximum), or
-        "replicate", the first and the last frame.
+      output_size: an int, or one for each axis, time first; time must be pooled to 1. None keeps
+        an axis.
+      kernel_size: the number of steps that a step pools over.
+      stride, padding, dilation: those of time, while stepping.
+      temporal_fill: the values before the start and after the end of a stream: "zeros" (minus
+        infinity in a maximum), or "replicate" for copies of its first and its last frame.
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(B, C, 1, *output_size[1:])``; step ``(B, C, *S)`` to ``(B, C,
@@ -404,8 +405,8 @@ class _AdaptivePool(_TemporalPool):
       ``count`` ``()``.
 
     Raises:
-      ValueError: at construction, for arguments that do not go together.
-      InputError: for an input of another rank, or a dtype that is not floating.
+      ValueError: at construction, for incompatible arguments.
+      InputError: for an input of the wrong rank or a dtype that is not floating.
     """
 
     output_size: int | Sequence[int | None]

@@ -1,4 +1,4 @@
-"""Positional encodings of an endless stream."""
+"""Positional encodings for endless streams."""
 
 import functools
 
@@ -17,16 +17,17 @@ from cojax.module import CoModule
 
 
 class RecyclingPositionalEncoding(CoModule):
-    """Adds an encoding of its position to every token; after the last of them the first is used.
+    """Adds a positional encoding to every token, starting again with the first after the last.
 
-    Tokens that are kept and attended over must have encodings of their own: for attention over
-    ``n`` tokens take ``num_embeds >= n``; with ``2 n - 1`` any two in a window keep their distance.
+    Tokens that are attended over together must have different encodings: for attention over ``n``
+    tokens, use ``num_embeds >= n``. With ``2 n - 1``, any two encodings that share a window are
+    always the same distance apart.
 
     Source: ``continual.RecyclingPositionalEncoding``; Hedegaard et al., "Continual Transformers:
     Redundancy-Free Attention for Online Inference", https://arxiv.org/abs/2201.06268. The static
     encoding is that of Ma et al., "Learning to Iteratively Solve Routing Problems with Dual-Aspect
     Collaborative Transformer", https://arxiv.org/abs/2110.02544. (In ``continual``, ``forward``
-    goes on from where the call before it ended, and a clip has ``num_embeds`` steps at most; here
+    continues where the previous call ended, and a clip has at most ``num_embeds`` steps; here,
     every clip starts with the first encoding.)
 
     Example::
@@ -36,7 +37,7 @@ class RecyclingPositionalEncoding(CoModule):
         assert encode.apply(variables, jnp.ones((1, 32, 40))).shape == (1, 32, 40)
 
     Attributes:
-      embed_dim: the channels.
+      embed_dim: the number of channels.
       num_embeds: the number of encodings.
       learned: whether encodings are learnt; otherwise they are fixed and cyclic.
       param_dtype: the dtype of the encodings.
@@ -46,8 +47,9 @@ class RecyclingPositionalEncoding(CoModule):
       variables ``params`` ``embedding`` or ``constants`` ``pattern`` ``(num_embeds, embed_dim)``.
 
     Raises:
-      ValueError: at construction, unless there are encodings, and channels enough for fixed ones.
-      InputError: for an input of another rank, channel count or a dtype that is not floating.
+      ValueError: at construction, unless ``embed_dim`` and ``num_embeds`` are positive, and there
+        are at least two channels for fixed encodings.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating.
     """
 
     embed_dim: int
@@ -101,11 +103,11 @@ class RecyclingPositionalEncoding(CoModule):
 
 @functools.cache
 def cyclic_encodings(num_embeds: int, embed_dim: int) -> np.ndarray:
-    """Fixed encodings ``(num_embeds, embed_dim)`` without a seam between the last and the first.
+    """Returns fixed encodings ``(num_embeds, embed_dim)``, with no jump from the last to the first.
 
-    Every channel follows a wave of a triangular phase, of periods that grow over the first half of
-    the channels; waves are sampled evenly over whole periods, averaged over five neighbours, and
-    their mean is taken off.
+    Every channel is a sine or cosine of a triangular phase, with periods that grow over the first
+    half of the channels. Each wave is sampled evenly over whole periods and averaged over five
+    neighbours, and its mean is subtracted.
     """
     half = embed_dim // 2
     periods = np.linspace(num_embeds ** (1 / half), num_embeds, half, dtype=int)

@@ -1,4 +1,4 @@
-"""Recurrent layers: what they remember of a stream is a hidden state."""
+"""Recurrent layers, which keep a hidden state of the stream."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,15 +22,15 @@ from cojax.module import CoModule
 from cojax.ops.product import product, times
 
 Weights = dict[str, Array]
-# What a layer remembers from step to step, its hidden state first.
+# What a layer keeps from step to step, with its hidden state first.
 Memory = tuple[Array, ...]
 
 
 class _Recurrent(CoModule):
-    """Layers of one kind of cell, one above another; a subclass says what its cell computes.
+    """Base class of stacked recurrent layers; a subclass defines what their cell computes.
 
-    It also declares the fields ``bias``, ``dropout`` and ``param_dtype``, whose places differ from
-    one constructor of torch to the next.
+    The subclass also declares the fields ``bias``, ``dropout`` and ``param_dtype``, since their
+    positions differ among the constructors of torch.
     """
 
     gates: ClassVar[int]
@@ -48,17 +48,17 @@ class _Recurrent(CoModule):
 
     @property
     def _sizes(self) -> dict[str, int]:
-        """What each layer remembers, and the size of it; its output, the hidden state, first."""
+        """The name and size of what each layer keeps; its output, the hidden state, comes first."""
         return {"hidden": self.hidden_size}
 
     @nn.nowrap
     def _cell(self, x: Array, h: Array, memory: Memory) -> Memory:
-        """What is remembered after one step, the hidden state not yet projected.
+        """Returns the memory after one step, with the hidden state not yet projected.
 
         Args:
-          x: what the gates get from the input, ``(B, gates * hidden_size)``.
-          h: what they get from the hidden state, of the same shape.
-          memory: what was remembered before.
+          x: the contribution of the input to the gates, ``(B, gates * hidden_size)``.
+          h: the contribution of the hidden state, of the same shape.
+          memory: the memory before the step.
         """
         raise NotImplementedError
 
@@ -109,12 +109,12 @@ class _Recurrent(CoModule):
     def _layers(
         self, run: Callable[..., tuple[Memory, Array]], x: Array, state: State, train: bool
     ) -> tuple[Array, State]:
-        """The layers, each over all its input: ``(T, B, C)`` with ``lax.scan``, or ``(B, C)``."""
+        """Runs each layer over all its input: ``(T, B, C)`` with ``lax.scan``, or ``(B, C)``."""
         memories = []
         for layer, weights in enumerate(self.weights):
             weights = {name: weight.astype(x.dtype) for name, weight in weights.items()}
             memory = tuple(state[name][:, layer] for name in self._sizes)
-            # What the input says needs no memory: one product serves all steps.
+            # The contribution of the input needs no memory: one product computes it for all steps.
             memory, x = run(partial(self._advance, weights), memory, _affine(weights, "ih", x))
             memories.append(memory)
             if layer + 1 < self.num_layers:
@@ -124,32 +124,34 @@ class _Recurrent(CoModule):
 
     @nn.nowrap
     def _advance(self, weights: Weights, memory: Memory, x: Array) -> tuple[Memory, Array]:
-        """One step of one layer."""
+        """Runs one step of one layer."""
         hidden, *others = self._cell(x, _affine(weights, "hh", memory[0]), memory)
         if "kernel_hr" in weights:
             hidden = times(hidden, weights["kernel_hr"])
         return (hidden, *others), hidden
 
-    # The hidden state, as torch lays it out.
+    # The hidden state, in the layout of torch.
 
     def __call__(
         self, *inputs: Any, hx: Any = None, return_hidden: bool = False, **arguments: Any
     ) -> Any:
-        """What the call mode says; with a hidden state given or asked for, ``forward``.
+        """Runs the method of the call mode; ``forward`` can also take and return a hidden state.
 
         Args:
-          *inputs: those of the mode: of ``forward`` a clip ``(B, input_size, T)``.
-          **arguments: those of the mode, such as ``train``.
+          *inputs: the inputs of that method; for ``forward``, a clip ``(B, input_size, T)``.
+          **arguments: further arguments of that method, such as ``train``.
           hx: the hidden state to start from, zeros by default: ``h_0`` ``(num_layers, B, H_out)``;
             for an LSTM ``(h_0, c_0)``.
-          return_hidden: whether the last hidden state is returned too.
+          return_hidden: whether to return the last hidden state too.
 
         Returns:
-          What the mode returns: of ``forward`` ``(B, H_out, T)``; with ``return_hidden`` a tuple of
-          these and ``h_n``, for an LSTM ``(h_n, c_n)``, shaped like ``hx``.
+          What that method returns; for ``forward``, the outputs ``(B, H_out, T)``, and with
+          ``return_hidden`` a tuple of these and ``h_n``, for an LSTM ``(h_n, c_n)``, shaped like
+          ``hx``.
 
         Raises:
-          InputError: if the clip does not fit the layer, or the hidden state the clip.
+          InputError: if the clip does not fit the layer, or the hidden state does not fit the clip;
+            for ``hx`` or ``return_hidden`` in another mode than ``forward``.
         """
         if hx is None and not return_hidden:
             return super().__call__(*inputs, **arguments)
@@ -178,9 +180,9 @@ class _Recurrent(CoModule):
 
     @nn.nowrap
     def initial_state(self, *hx: ArrayLike) -> State:
-        """The state of a stream that starts from a hidden state instead of zeros.
+        """Returns the state of a stream that starts from a hidden state instead of zeros.
 
-        In a network it stands for the state of this layer alone.
+        In a network, this is the state of this layer alone.
 
         Args:
           *hx: ``h_0`` ``(num_layers, B, H_out)``, and for an LSTM ``c_0`` ``(num_layers, B,
@@ -190,7 +192,8 @@ class _Recurrent(CoModule):
           A state for ``forward_step`` and ``forward_steps``.
 
         Raises:
-          InputError: for other shapes, unequal batches or dtypes, or a dtype that is not floating.
+          InputError: for wrong shapes, unequal batch sizes or dtypes, or a dtype that is not
+            floating.
         """
         specs = [spec_of(h) for h in hx]
         shapes = [spec.shape[:1] + spec.shape[2:] for spec in specs]
@@ -210,7 +213,7 @@ class _Recurrent(CoModule):
 
     @nn.nowrap
     def hidden(self, state: State) -> Any:
-        """The hidden state in a stream's state: the inverse of :meth:`initial_state`.
+        """Returns the hidden state in a stream's state: the inverse of :meth:`initial_state`.
 
         Args:
           state: the state of this layer.
@@ -233,7 +236,7 @@ class _Recurrent(CoModule):
 
 
 def _once(body: Callable[..., Any], memory: Memory, x: Array) -> Any:
-    """What ``lax.scan`` is to many steps, for one."""
+    """Does for one step what ``lax.scan`` does for many."""
     return body(memory, x)
 
 
@@ -243,13 +246,13 @@ def _affine(weights: Weights, name: str, x: Array) -> Array:
 
 
 class RNN(_Recurrent):
-    """Elman's recurrent layers: ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``.
+    """Elman recurrent layers: ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``.
 
-    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
-    field is declared as 1.
+    The layers are unidirectional, as streaming requires. An output depends on every step up to its
+    own; the receptive field is declared as 1.
 
-    Source: ``torch.nn.RNN``; Elman, "Finding structure in time", 1990. Here ``forward`` gives the
-    output alone, so that the layer stands among others; see :meth:`__call__`.
+    Source: ``torch.nn.RNN``; Elman, "Finding structure in time", 1990. Here, ``forward`` returns
+    the output alone, so that the layer composes with others; see :meth:`__call__`.
 
     Example::
 
@@ -260,12 +263,12 @@ class RNN(_Recurrent):
         assert y.shape == (1, 20, 16) and h_n.shape == (1, 1, 20)
 
     Attributes:
-      input_size: the channels of the input.
-      hidden_size: those of the hidden state, and of the output.
-      num_layers: how many layers, each fed by the one below.
+      input_size: the number of channels of the input.
+      hidden_size: the number of channels of the hidden state, and of the output.
+      num_layers: the number of stacked layers, each of which takes the output of the one before.
       nonlinearity: "tanh" or "relu".
       bias: whether there are biases.
-      dropout: the probability of a zero, while training, in what a layer feeds to the one above.
+      dropout: the probability, in training, of zeroing an entry that a layer passes to the next.
       param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
 
     Shapes:
@@ -275,9 +278,9 @@ class RNN(_Recurrent):
       ``bias_hh_l{k}``.
 
     Raises:
-      ValueError: at construction, for sizes that are not positive, a dropout that is no
-        probability, or another nonlinearity.
-      InputError: for an input of another rank, channel count or a dtype that is not floating.
+      ValueError: at construction, for sizes that are not positive, a dropout that is not a
+        probability, or an unknown nonlinearity.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating.
     """
 
     gates = 1
@@ -297,19 +300,19 @@ class RNN(_Recurrent):
 
 
 class LSTM(_Recurrent):
-    """Long short-term memory, with a projection of the hidden state where it is asked for::
+    """Long short-term memory, with an optional projection of the hidden state::
 
         i, f, o = sigmoid(W_i* x + b_i* + W_h* h + b_h*)
         g = tanh(W_ig x + b_ig + W_hg h + b_hg)
         c' = f * c + i * g
         h' = o * tanh(c')        # W_hr (o * tanh(c')), with proj_size
 
-    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
-    field is declared as 1.
+    The layers are unidirectional, as streaming requires. An output depends on every step up to its
+    own; the receptive field is declared as 1.
 
     Source: ``torch.nn.LSTM``; Hochreiter and Schmidhuber, 1997; projections: Sak et al., 2014,
-    https://arxiv.org/abs/1402.1128. Here ``forward`` gives the output alone, so that the layer
-    stands among others.
+    https://arxiv.org/abs/1402.1128. Here, ``forward`` returns the output alone, so that the layer
+    composes with others.
 
     Example::
 
@@ -318,7 +321,7 @@ class LSTM(_Recurrent):
         variables = lstm.init(jax.random.key(0), x)
         h_0 = c_0 = jnp.zeros((2, 1, 20))
 
-        # A clip, from and to a hidden state, as in torch
+        # A clip, with its first and last hidden states, as in torch
         y, (h_n, c_n) = lstm.apply(variables, x, hx=(h_0, c_0), return_hidden=True)
 
         # The same as a stream
@@ -327,26 +330,27 @@ class LSTM(_Recurrent):
         h_n, c_n = lstm.hidden(state)
 
     Attributes:
-      input_size: the channels of the input.
-      hidden_size: those of the cell state, and of the hidden state where it is not projected.
-      num_layers: how many layers, each fed by the one below.
+      input_size: the number of channels of the input.
+      hidden_size: the number of channels of the cell state, and of the hidden state if it is not
+        projected.
+      num_layers: the number of stacked layers, each of which takes the output of the one before.
       bias: whether there are biases.
-      dropout: the probability of a zero, while training, in what a layer feeds to the one above.
-      proj_size: the channels of the projected hidden state; 0 for no projection.
+      dropout: the probability, in training, of zeroing an entry that a layer passes to the next.
+      proj_size: the number of channels of the projected hidden state; 0 for no projection.
       param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
 
     Shapes:
-      clip ``(B, input_size, T)`` to ``(B, H_out, T)``, where ``H_out`` is ``proj_size`` or else
-      ``hidden_size``; step ``(B, input_size)`` to ``(B, H_out)``; state ``hidden`` ``(B,
+      clip ``(B, input_size, T)`` to ``(B, H_out, T)``, where ``H_out`` is ``proj_size``, or
+      ``hidden_size`` if it is 0; step ``(B, input_size)`` to ``(B, H_out)``; state ``hidden`` ``(B,
       num_layers, H_out)`` and ``cell`` ``(B, num_layers, hidden_size)``. Parameters of layer ``k``,
       the gates in the order i, f, g, o: ``kernel_ih_l{k}`` (in, 4 * hidden), ``kernel_hh_l{k}``
       (H_out, 4 * hidden), ``bias_ih_l{k}``, ``bias_hh_l{k}`` and, with ``proj_size``,
       ``kernel_hr_l{k}`` (hidden, H_out).
 
     Raises:
-      ValueError: at construction, for sizes that are not positive, a dropout that is no
-        probability, or a projection that is not below ``hidden_size``.
-      InputError: for an input of another rank, channel count or a dtype that is not floating.
+      ValueError: at construction, for sizes that are not positive, a dropout that is not a
+        probability, or a ``proj_size`` that is not below ``hidden_size``.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating.
     """
 
     gates = 4
@@ -381,11 +385,11 @@ class GRU(_Recurrent):
         n = tanh(W_in x + b_in + r * (W_hn h + b_hn))
         h' = (1 - z) * n + z * h
 
-    It runs one way in time, as a stream comes. An output sees every step before it; the receptive
-    field is declared as 1.
+    The layers are unidirectional, as streaming requires. An output depends on every step up to its
+    own; the receptive field is declared as 1.
 
-    Source: ``torch.nn.GRU``; Cho et al., 2014, https://arxiv.org/abs/1406.1078. Here ``forward``
-    gives the output alone, so that the layer stands among others.
+    Source: ``torch.nn.GRU``; Cho et al., 2014, https://arxiv.org/abs/1406.1078. Here, ``forward``
+    returns the output alone, so that the layer composes with others.
 
     Example::
 
@@ -397,11 +401,11 @@ class GRU(_Recurrent):
         assert frame.value.shape == (1, 4) and frame.valid
 
     Attributes:
-      input_size: the channels of the input.
-      hidden_size: those of the hidden state, and of the output.
-      num_layers: how many layers, each fed by the one below.
+      input_size: the number of channels of the input.
+      hidden_size: the number of channels of the hidden state, and of the output.
+      num_layers: the number of stacked layers, each of which takes the output of the one before.
       bias: whether there are biases.
-      dropout: the probability of a zero, while training, in what a layer feeds to the one above.
+      dropout: the probability, in training, of zeroing an entry that a layer passes to the next.
       param_dtype: the dtype of the parameters. Computation is in the dtype of the input.
 
     Shapes:
@@ -411,9 +415,9 @@ class GRU(_Recurrent):
       (hidden, 3 * hidden), ``bias_ih_l{k}``, ``bias_hh_l{k}``.
 
     Raises:
-      ValueError: at construction, for sizes that are not positive or a dropout that is no
+      ValueError: at construction, for sizes that are not positive or a dropout that is not a
         probability.
-      InputError: for an input of another rank, channel count or a dtype that is not floating.
+      InputError: for an input of the wrong rank or channel count, or a dtype that is not floating.
     """
 
     gates = 3

@@ -1,4 +1,4 @@
-"""Changes of shape."""
+"""Layers that change shapes."""
 
 import math
 from typing import Any
@@ -13,11 +13,11 @@ from cojax.module import TimeLocal
 
 
 class Reshape(TimeLocal):
-    """Reshapes all axes but time: a step takes the given shape, batch included.
+    """Reshapes all axes but time: each step gets the given shape, batch included.
 
-    ``Reshape(-1, 6)`` and ``Reshape((-1, 6))`` are the same; one entry may be -1.
+    ``Reshape(-1, 6)`` and ``Reshape((-1, 6))`` are equivalent; one entry may be -1.
 
-    Source: ``continual.Reshape``; ``contiguous`` is accepted and has no meaning here.
+    Source: ``continual.Reshape``; ``contiguous`` is accepted and has no effect.
 
     Example::
 
@@ -25,15 +25,15 @@ class Reshape(TimeLocal):
         assert reshape.apply({}, jnp.ones((2, 3, 5, 2))).shape == (2, 6, 5)
 
     Attributes:
-      shape: of a step, batch included.
+      shape: the shape of a step, batch included.
 
     Shapes:
       clip ``(B, C, T, *S)`` to ``(shape[0], shape[1], T, *shape[2:])``; step ``(B, C, *S)`` to
       ``shape``.
 
     Raises:
-      ValueError: at construction, for a shape without two axes or with more than one -1.
-      InputError: for a step that does not have as many entries.
+      ValueError: at construction, for a shape of fewer than two axes or with more than one -1.
+      InputError: for a step whose number of entries does not match the shape.
     """
 
     _without_effect = TimeLocal._without_effect | {"contiguous"}

@@ -1,4 +1,4 @@
-"""Functions and Flax modules that are local in time, as modules that step."""
+"""Wrappers that run functions and Flax modules on streams, if they are local in time."""
 
 import functools
 import inspect
@@ -15,7 +15,8 @@ from cojax.frames import Signal, Spec, State
 from cojax.layers.closure import Lambda, local_spec
 from cojax.module import CoModule, TimeLocal
 
-# What modules call the choice between training and inference, and whether it says "training".
+# The names that Flax modules give to the choice between training and inference, and the value that
+# means training.
 _SAYS_TRAINING = {
     "train": True,
     "training": True,
@@ -27,17 +28,17 @@ _SAYS_TRAINING = {
 def forward_stepping(
     module: nn.Module | Callable[[Array], Array], channels_last: bool = False
 ) -> CoModule:
-    """Makes a function, or a Flax module, a module that steps. It must be local in time.
+    """Converts a function or a Flax module that is local in time to a module that steps.
 
-    It is given clips ``(B, C, T, *S)``, while stepping of length 1, and an output step may depend
-    on no other than its own input step. That the length of a clip is kept is checked; whether steps
-    are mixed all the same, as by a convolution padded to "SAME", is not.
+    The function or module is called with clips ``(B, C, T, *S)``, of length 1 while stepping. Each
+    output step may depend only on its own input step. It is checked that the length of a clip is
+    kept, but not that steps are kept apart: a convolution padded to "SAME" would mix them.
 
-    ``train`` is told to a Flax module whose ``__call__`` has a parameter ``train`` or ``training``,
-    and its opposite to one with ``deterministic`` or ``use_running_average``. Its variables are its
-    own, under its own names: ``net.apply`` takes those that ``module.init`` gave. What shapes they
-    have depends on its input, so that ``method="declare"`` cannot make them, but ``net.init(key,
-    clip)`` can. Its output is cast to the dtype of the clip, as that of every layer is.
+    A Flax module whose ``__call__`` has a parameter ``train`` or ``training`` receives ``train``,
+    and one with ``deterministic`` or ``use_running_average`` receives its negation. Its variables
+    keep their own names: ``net.apply`` accepts those that ``module.init`` returned. Their shapes
+    depend on the input, so ``method="declare"`` cannot create them; ``net.init(key, clip)`` can.
+    Its output is cast to the dtype of the clip, like that of every layer.
 
     Source: ``continual.forward_stepping``.
 
@@ -55,15 +56,15 @@ def forward_stepping(
         assert net.apply(variables, jnp.ones((1, 6, 10))).shape == (1, 16, 8)
 
     Args:
-      module: the function of an array, or the Flax module.
-      channels_last: whether it is given clips ``(B, T, *S, C)`` instead, as most Flax modules take
-        them, and returns such.
+      module: the function of one array, or the Flax module.
+      channels_last: whether it takes and returns clips ``(B, T, *S, C)`` instead, as most Flax
+        modules do.
 
     Returns:
-      The module; a CoModule as it is.
+      The module that steps; a CoModule is returned unchanged.
 
     Raises:
-      TypeError: for a torch module, or what cannot be called.
+      TypeError: for a torch module, or an object that is not callable.
     """
     if isinstance(module, CoModule):
         return module
@@ -80,19 +81,19 @@ def forward_stepping(
 
 
 class ForwardStepping(TimeLocal):
-    """A Flax module that steps, made by :func:`forward_stepping`.
+    """A Flax module that steps, created by :func:`forward_stepping`.
 
     Attributes:
-      module: the module.
+      module: the Flax module.
       channels_last: whether it takes and returns clips ``(B, T, *S, C)``.
 
     Shapes:
-      any that the module takes, time kept.
+      any that the module takes, with the length of time kept.
 
     Raises:
-      InputError: if the module fails on its input, or does not keep the length of a clip; for a
-        step in training of a module that tracks statistics.
-      TypeError: from ``declare``.
+      InputError: if the module fails on its input or changes the length of a clip; for a step in
+        training of a module that tracks statistics.
+      TypeError: from ``declare``, since the shapes of the variables depend on the input.
     """
 
     module: nn.Module
@@ -117,7 +118,7 @@ class ForwardStepping(TimeLocal):
 
     def clip(self, x: Array, train: bool = False) -> Array:
         assert self.scope is not None  # Flax calls bound modules only.
-        # Not as a child but in its own place, anew in every call.
+        # Not as a child, but in place of this module, and cloned anew in every call.
         module = self.module.clone(parent=self.scope.rewound())
         return self._run(lambda clip: module(clip, **self._told(train)), x)
 
@@ -131,7 +132,7 @@ class ForwardStepping(TimeLocal):
 
     @nn.nowrap
     def _told(self, train: bool) -> dict[str, Any]:
-        """What the module is told of training, by the names that it has for it."""
+        """Returns the keyword arguments that tell the module whether it is being trained."""
         parameters = inspect.signature(type(self.module).__call__).parameters
         return {
             name: bool(train) == says_training
@@ -141,7 +142,7 @@ class ForwardStepping(TimeLocal):
 
     @nn.nowrap
     def _run(self, call: Callable[[Array], Any], x: Array) -> Any:
-        """What ``call`` returns, with the axes and the dtype of the clip."""
+        """Returns the output of ``call``, with the axis order and the dtype of the clip."""
         y = _moved(call)(x) if self.channels_last else call(x)
         both = isinstance(y, jax.Array) and all(
             jnp.issubdtype(a.dtype, jnp.floating) for a in (x, y)
@@ -150,7 +151,7 @@ class ForwardStepping(TimeLocal):
 
 
 def _moved(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
-    """The function of clips ``(B, C, T, *S)``, given that of clips ``(B, T, *S, C)``."""
+    """Adapts a function of clips ``(B, T, *S, C)`` to clips ``(B, C, T, *S)``."""
 
     @functools.wraps(function)
     def moved(x: Array) -> Any:

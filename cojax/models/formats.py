@@ -1,4 +1,4 @@
-"""How others name the weights of the networks in the zoo."""
+"""The names that other libraries give to the weights of the networks in the zoo."""
 
 import math
 import re
@@ -22,7 +22,7 @@ def _nothing(_given: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 class Format(NamedTuple):
-    """How files of one origin name a network's weights.
+    """A naming of a network's weights, shared by checkpoint files of one origin.
 
     Example::
 
@@ -35,12 +35,12 @@ class Format(NamedTuple):
         assert format.rename("backbone.fc.weight") == "fc.weight"
 
     Attributes:
-      name: what the format is called.
-      recognise: whether a file that holds these names is one of them.
-      rename: the network's name for one of the file's. The numbers between its first part and its
-        last may be left out where that leaves no two alike.
-      head: what the names of the layer that tells the classes apart begin with.
-      fill: the tensors, by the network's names, that such files lack beside those given.
+      name: the name of the format.
+      recognise: whether a file that holds these names has this format.
+      rename: the network's name for a name in the file. Numeric parts between its first part and
+        its last may be omitted if it remains unique.
+      head: the prefix of the names of the classification layer.
+      fill: the tensors, by the network's names, that such files lack, given those that they hold.
     """
 
     name: str
@@ -55,7 +55,7 @@ def _holding(*marks: str) -> Callable[[Collection[str]], bool]:
 
 
 def _replacing(*rules: Rule) -> Callable[[str], str]:
-    """Applies the rules, regular expressions with what replaces them, one after another."""
+    """A function that applies rules, regular expressions with their replacements, in order."""
 
     def rename(name: str) -> str:
         for pattern, replacement in rules:
@@ -66,12 +66,12 @@ def _replacing(*rules: Rule) -> Callable[[str], str]:
 
 
 def _stage(shift: int, template: str) -> Callable[[re.Match[str]], str]:
-    """A stage, found as the first group, under a number moved by ``shift``."""
+    """A replacement that adds ``shift`` to the number of a stage, the first group of the match."""
     return lambda match: match.expand(template.format(int(match[1]) + shift))
 
 
 def _identity_norms(given: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The batch norms behind projections to as many channels, where pytorchvideo has none.
+    """Identity norms after projections that keep the channel count: pytorchvideo has none there.
 
     ``(x - 0) / sqrt(1 + eps) * weight + 0`` is ``x``, to the last bit.
     """
@@ -134,7 +134,7 @@ _pyslowfast_resnet = _replacing(
 
 
 def _last_block(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """Of CoOadTR's encoder: the block in which the newest token attends."""
+    """Rules for the block of CoOadTR's encoder in which the newest token attends."""
     return (
         (rf"^{theirs}\.0\.1\.", f"{ours}.self_attn."),
         (rf"^{theirs}\.1\.fn\.", f"{ours}.norm1."),
@@ -156,7 +156,7 @@ _cooadtr_b2 = _replacing(
     _COOADTR_NORM,
 )
 
-# The first that recognises a file has it.
+# The first format that recognises a file is used.
 FORMATS = (
     Format("ST-GCN, AGCN or S-TR", is_regular, rename_regular, "fc"),
     Format(

@@ -1,4 +1,4 @@
-"""Skeletons: joints, and the bones between them."""
+"""Skeletons as graphs of joints and bones."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Graph:
-    """The joints of a skeleton, and the bones between them.
+    """A skeleton: its joints, and the bones between them.
 
     Source: Yan, Xiong and Lin, "Spatial Temporal Graph Convolutional Networks for Skeleton-Based
     Action Recognition", AAAI 2018, https://arxiv.org/abs/1801.07455.
@@ -18,11 +18,11 @@ class Graph:
         assert arm.adjacency().shape == (3, 3, 3)
 
     Attributes:
-      joints: how many there are.
+      joints: the number of joints.
       inward: the bones: pairs of a joint and its neighbour nearer to the centre, counted from 0.
 
     Raises:
-      ValueError: at construction, for a bone between joints that are not there.
+      ValueError: at construction, if a bone does not join two of these joints.
     """
 
     joints: int
@@ -34,11 +34,11 @@ class Graph:
                 raise ValueError(f"a bone joins two of the joints 0 to {self.joints - 1}: {bone=}")
 
     def adjacency(self) -> np.ndarray:
-        """Who listens to whom: ``(3, joints, joints)``, float32.
+        """The weights of the connections between joints: ``(3, joints, joints)``, float32.
 
-        Entry ``[i, v, w]`` is the weight with which joint ``w`` takes in joint ``v``: itself
+        Entry ``[i, v, w]`` is the weight of joint ``v`` in the sum for joint ``w``: ``w`` itself
         (``i = 0``), its inward neighbours (1), its outward neighbours (2). The weights of the
-        neighbours of a joint add up to one.
+        inward neighbours of a joint add up to one, and so do those of its outward neighbours.
         """
         inward = np.zeros((self.joints, self.joints), np.float32)
         for joint, neighbour in self.inward:
@@ -47,7 +47,7 @@ class Graph:
         return np.stack([np.eye(self.joints, dtype=np.float32), *neighbours])
 
 
-_NTU_RGBD_BONES = (  # As its authors count the joints: from 1.
+_NTU_RGBD_BONES = (  # Joints are counted from 1, as the authors do.
     *((1, 2), (2, 21), (3, 21), (4, 3)),  # spine, neck and head
     *((5, 21), (6, 5), (7, 6), (8, 7), (22, 23), (23, 8)),  # left arm and hand
     *((9, 21), (10, 9), (11, 10), (12, 11), (24, 25), (25, 12)),  # right arm and hand

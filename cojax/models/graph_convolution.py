@@ -1,4 +1,4 @@
-"""Graph convolutions: every joint takes in those that it is connected with."""
+"""Graph convolutions: each joint aggregates the joints that it is connected to."""
 
 import functools
 import math
@@ -22,26 +22,27 @@ from cojax.layout import channels_last, channels_second
 from cojax.models.joints import JointUnit, Run, side_by_side
 from cojax.module import CoModule
 
-PARTITIONS = 3  # What a joint is connected with: itself, inward, outward.
+PARTITIONS = 3  # The joints that a joint is connected to: itself, inward, outward.
 
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def he_normal_summed(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """For the convolutions of all partitions, whose outputs are summed."""
+    """Initialises the kernels of the convolutions of all partitions, whose outputs are summed."""
     return jax.random.normal(key, shape, dtype) * math.sqrt(2 / (PARTITIONS * math.prod(shape)))
 
 
 def almost_zero(_key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """For the scale of a norm beside a residual, which thereby is all there is at first."""
+    """Initialises the scale of a norm next to a residual, which then dominates at first."""
     return jnp.full(shape, 1e-6, dtype)
 
 
 class GraphConvolution(JointUnit):
-    """``relu(norm(sum_i convolution_i(x @ (A_i * graph_attn_i))) + residual(x))``.
+    """A graph convolution with learnt weights of the bones, and a residual connection.
 
-    ``A_i`` are the adjacency matrices of the skeleton's partitions, and ``graph_attn`` learnt
-    weights of its bones. The residual is the input, convolved and normalised where the channels
+    It computes ``relu(norm(sum_i convolution_i(x @ (A_i * graph_attn_i))) + residual(x))``, where
+    ``A_i`` are the adjacency matrices of the skeleton's partitions, and ``graph_attn`` are learnt
+    weights of its bones. The residual is the input, convolved and normalised if the channels
     change.
 
     Source: Yan, Xiong and Lin, "Spatial Temporal Graph Convolutional Networks for Skeleton-Based
@@ -82,7 +83,7 @@ class GraphConvolution(JointUnit):
         return channels_second(jax.nn.relu(channels_last(y) + channels_last(residual)))
 
     def connected(self, x: Array, run: Run) -> Iterator[Array]:
-        """What each joint takes in, by partition: ``(B, T, persons, joints, C)`` as ``x``."""
+        """Yields the input of each partition: ``(B, T, persons, joints, C)``, as ``x``."""
         adjacency = self.adjacency * self.graph_attention
         for partition in adjacency.astype(x.dtype):
             yield partition.T @ x
@@ -93,12 +94,12 @@ class AdaptiveGraphConvolution(GraphConvolution):
 
     Its matrices are ``A_i + graph_attn_i + softmax(a_i(x)^T b_i(x) / channels)``, where ``a_i`` and
     ``b_i`` are convolutions to ``channels = out_channels // 4``, and the softmax is over the joints
-    that are taken in.
+    attended to.
 
     Source: Shi, Zhang, Cheng and Lu, "Two-Stream Adaptive Graph Convolutional Networks for
-    Skeleton-Based Action Recognition", CVPR 2019, https://arxiv.org/abs/1805.07694. (There joints
-    attend by all frames of a clip at once, which no stream can; here frame by frame in all modes,
-    as the steps of CoAGCN do.)
+    Skeleton-Based Action Recognition", CVPR 2019, https://arxiv.org/abs/1805.07694. (There,
+    attention between joints uses all frames of a clip at once, which no stream can; here, it is
+    computed frame by frame in all modes, as in the steps of CoA-GCN.)
 
     Attributes, shapes, errors and variables are those of :class:`GraphConvolution`.
     """
@@ -122,12 +123,12 @@ class AdaptiveGraphConvolution(GraphConvolution):
 
 
 class RowSumGraphConvolution(AdaptiveGraphConvolution):
-    """The graph convolution of CoAGCN*, as its published weights were trained.
+    """The graph convolution of CoA-GCN*, as its published weights were trained.
 
-    Its code multiplies each joint by the sum of its row of the matrices, where the matrices
-    themselves are meant; and a row of the attention adds up to one. So no joints are mixed, each is
-    weighted by ``1 + sum_w (A_i + graph_attn_i)[v, w]``, and ``a_conv`` and ``b_conv`` have no
-    effect. They are variables all the same, as checkpoints hold them.
+    The published code multiplies each joint by the sum of its row of the matrices, instead of
+    multiplying by the matrices themselves, and a row of the attention adds up to one. So joints are
+    not mixed: each is weighted by ``1 + sum_w (A_i + graph_attn_i)[v, w]``, and ``a_conv`` and
+    ``b_conv`` have no effect. They are variables nevertheless, because checkpoints hold them.
 
     Source: ``AdaptiveGraphConvolutionMod`` of Hedegaard, Heidari and Iosifidis, "Continual
     Spatio-Temporal Graph Convolutional Networks", Pattern Recognition 2023,

@@ -1,4 +1,4 @@
-"""What the layers that mix the joints of skeletons share."""
+"""The base class of layers that mix the joints of skeletons."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
@@ -20,24 +20,24 @@ Run = Callable[[str, Any], Any]
 
 
 class JointUnit(CoModule):
-    """Mixes the joints of each person, frame by frame, with modules that have no memory either.
+    """Mixes the joints of each person, frame by frame, using modules without memory.
 
-    Subclasses say which these are (``names``, ``modules``) and write their mathematics once, in
-    ``compute``, for clips. A step computes a clip of one step, in which the modules within run by
-    their steps: a batch norm takes no statistics of an invalid frame.
+    Subclasses define these modules (``names``, ``modules``) and write their mathematics once, in
+    ``compute``, for clips. A step computes a clip of one step, in which the modules within run
+    their own steps, so that a batch norm takes no statistics of an invalid frame.
 
     Attributes:
-      in_channels, out_channels: channels of the input and of the output.
+      in_channels, out_channels: the channels of the input and of the output.
       graph: the skeleton.
-      layers: the modules within, by name; made here.
+      layers: the modules within, by name; made by the constructor.
 
     Shapes:
       clip ``(B, in_channels, T, persons * joints)`` to ``(B, out_channels, T, persons * joints)``,
-      persons one behind another; step the same without ``T``.
+      with the joints of each person before those of the next; step the same without ``T``.
 
     Raises:
-      InputError: for an input of another rank, channel count or number of joints, or a dtype that
-        is not floating.
+      InputError: for an input of another rank, channel count or number of joints, or of a dtype
+        that is not floating.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -48,7 +48,7 @@ class JointUnit(CoModule):
     layers: Mapping[str, CoModule] = FrozenDict()
 
     def __post_init__(self) -> None:
-        if not self.layers:  # Else Flax rebuilds the unit.
+        if not self.layers:  # Otherwise Flax is rebuilding the unit.
             self.layers = FrozenDict(self.modules())
         super().__post_init__()
 

@@ -1,4 +1,4 @@
-"""CoOadTR: which action is happening now, by the features of the last steps of a video."""
+"""CoOadTR: recognises the current action from the features of the last steps of a video."""
 
 from cojax.combinators.sequential import Sequential
 from cojax.combinators.transformer import TransformerEncoder, TransformerEncoderLayerFactory
@@ -30,13 +30,13 @@ def cooadtr(
     | 2          | 3072         | 15,896,598 | 64              | 63    | 0       | 1      |
     | 2          | 4096         | 16,945,174 | 64              | 63    | 0       | 1      |
 
-    With ``learned_encodings=False`` there are 130,048 parameters less.
+    With ``learned_encodings=False`` there are 130,048 fewer parameters.
 
-    Encodings of position follow a stream, and so does ``forward``: output ``k`` of a clip is that
-    of the window whose first step has encoding ``k % num_encodings``, as it is in the stream that
-    began with the clip. A window that is cut out and given alone starts at encoding 0, so what is
-    answered to it differs a little. (In the published network, ``forward`` takes one window, and
-    the encoding that it starts at is one further with every call.)
+    Position encodings advance along a stream, and also in ``forward``: output ``k`` of a clip is
+    that of the window whose first step has encoding ``k % num_encodings``, as in a stream that
+    began with the clip. A window that is cut out and processed alone starts at encoding 0, so its
+    output differs slightly. (In the published network, ``forward`` takes one window, and the
+    encoding that it starts at advances by one with every call.)
 
     Source: Wang et al., "OadTR: Online Action Detection with Transformers", ICCV 2021,
     https://arxiv.org/abs/2106.11149; Hedegaard, Bakhtiarnia and Iosifidis, "Continual Transformers:
@@ -49,25 +49,25 @@ def cooadtr(
         assert (net.receptive_field, net.delay) == (64, 63)
 
     Args:
-      num_features: the features of a step: 3072 for those of ActivityNet and 4096 for those of
-        Kinetics, each the ones of image and of optical flow, concatenated.
-      num_classes: the classes.
-      num_blocks: the blocks of the encoder: 1 for CoOadTR-b1, 2 for CoOadTR-b2.
-      sequence_len: the steps that attention sees.
-      num_encodings: the encodings of position; by default ``2 * sequence_len - 1``, with which any
-        two of a window keep their distance.
+      num_features: the number of features of a step: 3072 for those of ActivityNet and 4096 for
+        those of Kinetics, each a concatenation of image features and optical-flow features.
+      num_classes: the number of classes.
+      num_blocks: the number of blocks of the encoder: 1 for CoOadTR-b1, 2 for CoOadTR-b2.
+      sequence_len: the number of steps that attention sees.
+      num_encodings: the number of position encodings; by default ``2 * sequence_len - 1``, with
+        which the encodings of any two steps of a window determine their distance.
       learned_encodings: whether these are learnt; otherwise they are fixed and cyclic.
-      embed_dim: the channels of the encoder.
-      num_heads: the heads that attention splits these into.
-      dim_feedforward: the channels within the encoder's network for each step.
-      dropout: the probability of a zero in training: behind the encodings and in the encoder.
+      embed_dim: the number of channels of the encoder.
+      num_heads: the number of attention heads that these are split into.
+      dim_feedforward: the number of hidden channels of the encoder's feed-forward network.
+      dropout: the dropout probability in training, after the encodings and in the encoder.
 
     Returns:
       A network from clips ``(B, num_features, T)`` to ``(B, num_classes, T - sequence_len + 1)``,
       and from steps ``(B, num_features)`` to ``(B, num_classes)``: logits.
 
     Raises:
-      ValueError: for sizes that are not positive, or do not go together.
+      ValueError: for sizes that are not positive, or not compatible.
     """
     if num_blocks < 1:
         raise ValueError(f"{num_blocks=} must be positive")

@@ -1,4 +1,4 @@
-"""Weights that others trained, for the networks of the zoo."""
+"""Loads weights that others trained into the networks of the zoo."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from cojax.module import CoModule
 
 
 class Pretrained(NamedTuple):
-    """What came of a checkpoint.
+    """The result of loading a checkpoint.
 
     Example::
 
@@ -27,9 +27,9 @@ class Pretrained(NamedTuple):
 
     Attributes:
       variables: the network's variables.
-      format: what the checkpoint was taken for, e.g. "pytorchvideo X3D".
-      filled: the torch names of the tensors that such files lack, and that have a known value.
-      fresh: the torch names of the tensors initialised anew: those of a new head.
+      format: the format that the checkpoint was recognised as, e.g. "pytorchvideo X3D".
+      filled: the torch names of tensors that such files lack, and that have a known value.
+      fresh: the torch names of newly initialised tensors, i.e. those of a new head.
     """
 
     variables: dict[str, Any]
@@ -43,11 +43,12 @@ def load_pretrained(
     source: Mapping[str, Any] | str | os.PathLike[str],
     new_head: Array | None = None,
 ) -> Pretrained:
-    """The variables of a network of the zoo, from a checkpoint in one of the formats of others.
+    """Loads the variables of a network of the zoo from a checkpoint of another library.
 
-    These are known by their names: X3D, Slow and I3D of pytorchvideo and of PySlowFast, those of
-    co3d, the skeleton networks of continual-skeletons, regular ones included, and those of CoOadTR.
-    As with :func:`cojax.load_torch`, every tensor is used exactly once.
+    The format is recognised by the names in the checkpoint: X3D, Slow and I3D of pytorchvideo and
+    of PySlowFast, the networks of co3d, the skeleton networks of continual-skeletons, including
+    regular ones, and those of CoOadTR. As with :func:`cojax.load_torch`, every tensor is used
+    exactly once.
 
     Example::
 
@@ -60,16 +61,16 @@ def load_pretrained(
 
     Args:
       net: the network.
-      source: a ``state_dict`` or a file, as of :func:`cojax.load_torch`.
-      new_head: a key, to initialise the layer that tells the classes apart anew, whatever the
-        checkpoint holds for it: for other classes than it was trained on.
+      source: a ``state_dict`` or a file, as for :func:`cojax.load_torch`.
+      new_head: a key to initialise the classification layer anew, whatever the checkpoint holds for
+        it: for classes other than those that it was trained on.
 
     Returns:
-      The variables, and what is worth knowing of them: a :class:`Pretrained`.
+      A :class:`Pretrained`, with the variables and details of how they were loaded.
 
     Raises:
-      CheckpointError: if the file cannot be read, or is of no known format; with every missing,
-        unexpected and mis-shaped entry if it does not fit the network.
+      CheckpointError: if the file cannot be read, has no known format, or does not fit the network.
+        In the last case, the message lists every missing, unexpected and mis-shaped entry.
     """
     state_dict = dict(read(source))
     format = _recognised(state_dict)
@@ -109,7 +110,7 @@ def _recognised(state_dict: Mapping[str, Any]) -> Format:
 
 
 def _own_names(wanted: list[Entry]) -> Callable[[str], str]:
-    """The network's name for one in which numbers within are left out."""
+    """A function that gives the network's name for one that lacks numeric parts."""
     known = {name for entry in wanted for name in (entry.name, entry.delayed_name)}
     alike: dict[str, list[str]] = {}
     for entry in wanted:
@@ -129,13 +130,13 @@ def _without_numbers(name: str) -> str:
 
 
 def _is_within(name: str, longer: str) -> bool:
-    """Whether the parts of a name are in the other, in their order."""
+    """Whether the parts of a name occur in a longer one, in the same order."""
     parts = iter(longer.split("."))
     return all(part in parts for part in name.split("."))
 
 
 def _initial(net: CoModule, wanted: list[Entry], key: Array) -> dict[str, np.ndarray]:
-    """These tensors as ``net.init`` makes them, by the network's names."""
+    """These tensors as ``net.init`` initialises them, by the network's names."""
 
     @jax.jit
     def initial(key: Array) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def coslow(
     dropout: float = 0.5,
     in_channels: int = 3,
 ) -> Sequential:
-    """CoSlow: the slow pathway of SlowFast, a ResNet that looks along time in its last two stages.
+    """CoSlow: the slow pathway of SlowFast, a ResNet with temporal kernels in its last two stages.
 
     With the default depth it has 32,454,096 parameters.
 
@@ -37,7 +37,7 @@ def coslow(
     Source: Feichtenhofer et al., "SlowFast Networks for Video Recognition", ICCV 2019,
     https://arxiv.org/abs/1812.03982; Hedegaard and Iosifidis, "Continual 3D Convolutional Neural
     Networks for Real-time Processing of Videos", ECCV 2022, https://arxiv.org/abs/2106.00050.
-    Modules are named as there, so :func:`cojax.load_torch` loads its checkpoints;
+    Modules are named as in the latter, so :func:`cojax.load_torch` loads its checkpoints;
     :func:`load_pretrained` loads others.
 
     Example::
@@ -49,14 +49,14 @@ def coslow(
         assert net.output_spec(step).shape == (1, 400)
 
     Args:
-      image_size: the side of the images, in pixels. Larger ones are fine: what the network says at
-        several places is averaged.
-      pool_size: the steps that the head averages.
-      num_classes: the classes.
-      depth: 50 or 101 layers, or the blocks of each of the four stages.
-      width_factor: channels in proportion to those of ResNet.
-      dropout: the probability of dropping a feature in front of the projection while training.
-      in_channels: the channels of the images.
+      image_size: the side length of the images, in pixels. Larger images work as well: the outputs
+        at several positions are averaged.
+      pool_size: the number of steps that the head averages.
+      num_classes: the number of classes.
+      depth: 50 or 101 layers, or the number of blocks in each of the four stages.
+      width_factor: the number of channels relative to ResNet.
+      dropout: the probability of dropping a feature before the projection, in training.
+      in_channels: the number of channels of the images.
 
     Returns:
       A network from clips ``(B, in_channels, T, H, W)`` to ``(B, num_classes, T')``, and from steps
@@ -81,7 +81,7 @@ def coi3d(
     dropout: float = 0.5,
     in_channels: int = 3,
 ) -> Sequential:
-    """CoI3D: an inflated ResNet, which answers every second step.
+    """CoI3D: an inflated ResNet, which emits an output every second step.
 
     With the default depth it has 28,043,472 parameters.
 
@@ -93,7 +93,7 @@ def coi3d(
     Source: Carreira and Zisserman, "Quo Vadis, Action Recognition? A New Model and the Kinetics
     Dataset", CVPR 2017, https://arxiv.org/abs/1705.07750; Hedegaard and Iosifidis, "Continual 3D
     Convolutional Neural Networks for Real-time Processing of Videos", ECCV 2022,
-    https://arxiv.org/abs/2106.00050. Modules are named as there.
+    https://arxiv.org/abs/2106.00050. Modules are named as in the latter.
 
     Example::
 
@@ -104,19 +104,19 @@ def coi3d(
         assert net.output_spec(step).shape == (1, 400)
 
     Args:
-      image_size: the side of the images, in pixels, as of :func:`coslow`.
-      pool_size: the steps that the head averages; every second reaches it.
-      num_classes: the classes.
-      depth: 50 or 101 layers, or the blocks of each of the four stages.
-      width_factor: channels in proportion to those of ResNet.
-      dropout: the probability of dropping a feature in front of the projection while training.
-      in_channels: the channels of the images.
+      image_size: the side length of the images, in pixels, as for :func:`coslow`.
+      pool_size: the number of steps that the head averages; every second one reaches it.
+      num_classes: the number of classes.
+      depth: 50 or 101 layers, or the number of blocks in each of the four stages.
+      width_factor: the number of channels relative to ResNet.
+      dropout: the probability of dropping a feature before the projection, in training.
+      in_channels: the number of channels of the images.
 
     Returns:
-      A network as :func:`coslow`.
+      A network with inputs and outputs as for :func:`coslow`.
 
     Raises:
-      ValueError: as :func:`coslow`.
+      ValueError: as for :func:`coslow`, and for a ``pool_size`` below 2.
     """
     if pool_size < 2:
         raise ValueError(f"{pool_size=} must be at least 2: every second step reaches the head")
@@ -133,10 +133,10 @@ def _trunk(
     width_factor: float,
     in_channels: int,
 ) -> tuple[dict[str, CoModule], int]:
-    """Stem and stages, and the channels that they end in.
+    """The stem and the stages, and the number of channels that they end in.
 
-    The temporal kernels of a stage's blocks are repeated to its end; the temporal stride is that
-    of a pool behind the first stage.
+    The pattern of temporal kernels of a stage is repeated over its blocks; the temporal stride is
+    that of a pool after the first stage.
     """
     if isinstance(depth, int) and depth not in _BLOCKS:
         raise ValueError(f"{depth=} must be one of {sorted(_BLOCKS)}, or the blocks of each stage")

@@ -1,20 +1,20 @@
-"""Networks that recognise actions from skeletons: CoST-GCN, CoAGCN and CoS-TR.
+"""Networks that recognise actions from skeletons: CoST-GCN, CoA-GCN and CoS-TR.
 
 Hedegaard, Heidari and Iosifidis, "Continual Spatio-Temporal Graph Convolutional Networks", Pattern
-Recognition 2023, https://arxiv.org/abs/2203.11009. Ten blocks each mix the joints of a frame, and
-then the frames of a joint; the features of all joints, persons and frames are averaged.
+Recognition 2023, https://arxiv.org/abs/2203.11009. Each of ten blocks mixes the joints of a frame,
+and then the frames of a joint; the features of all joints, persons and frames are averaged.
 
-What a function returns is called on clips ``(B, 3, T, joints, persons)`` and on steps ``(B, 3,
-joints, persons)``, and answers with logits ``(B, classes)`` a step. The names of its variables are
-those of the published checkpoints. Where the graph is not trained, it lies in a collection of its
-own, "constants", beside "params" and "batch_stats".
+The networks take clips ``(B, 3, T, joints, persons)`` and steps ``(B, 3, joints, persons)``, and
+emit logits: ``(B, classes)`` for a step. The names of their variables are those of the published
+checkpoints. Where the graph is not trained, it is stored in a separate collection, "constants",
+beside "params" and "batch_stats".
 
 | network | parameters (in ``params``) | receptive field | delay | padding | stride |
 |---|---|---|---|---|---|
 | CoST-GCN* | 3,160,228 (3,141,478) | 300 | 299 | 0 | 1 |
-| CoAGCN* | 3,488,260 (3,469,510) | 300 | 299 | 0 | 1 |
+| CoA-GCN* | 3,488,260 (3,469,510) | 300 | 299 | 0 | 1 |
 | CoS-TR* | 3,092,095 (3,086,470) | 300 | 299 | 0 | 1 |
-| CoST-GCN, CoAGCN, CoS-TR | as above | 449 | 296 | 152 | 4 |
+| CoST-GCN, CoA-GCN, CoS-TR | as above | 449 | 296 | 152 | 4 |
 """
 
 from collections.abc import Callable, Sequence
@@ -54,22 +54,22 @@ from cojax.module import CoModule, TimeLocal
 DATASETS = {"ntu60": (NTU_RGBD, 60), "ntu120": (NTU_RGBD, 120), "kinetics": (KINETICS, 400)}
 CHANNELS = (64, 64, 64, 64, 128, 128, 128, 256, 256, 256)
 
-# What mixes the joints in block 1, 2, ...: of these channels, into these.
+# Makes the module that mixes joints, from a block's number (from 1), channels and skeleton.
 Mixer = Callable[[int, int, int, Graph], JointUnit]
 
 
 class Configuration(TypedDict, total=False):
-    """What can be chosen freely, by keyword.
+    """The options of the networks, given by keyword.
 
     Attributes:
-      num_classes: the classes, else those of the dataset.
-      graph: the skeleton, else that of the dataset.
-      in_channels: the coordinates of a joint; 3 by default.
-      channels: those of each block. In the padded networks, the blocks that change them have a
-        stride of 2.
-      kernel_size: the frames that the temporal convolution of a block sees; 9 by default.
-      pool_size, pool_padding: of the average over time; such that ``num_frames`` make one
-        prediction by default.
+      num_classes: the number of classes; by default that of the dataset.
+      graph: the skeleton; by default that of the dataset.
+      in_channels: the number of coordinates of a joint; 3 by default.
+      channels: the channels of each block. In the padded networks, the blocks after the first that
+        change them have a stride of 2.
+      kernel_size: the number of frames that the temporal convolution of a block sees; 9 by default.
+      pool_size, pool_padding: the size and padding of the average over time; by default such that
+        ``num_frames`` frames make one prediction.
     """
 
     num_classes: int
@@ -92,7 +92,7 @@ def cost_gcn(
 
     Source: Yan, Xiong and Lin, "Spatial Temporal Graph Convolutional Networks for Skeleton-Based
     Action Recognition", AAAI 2018, https://arxiv.org/abs/1801.07455; made continual by Hedegaard et
-    al. (see this module, also for the table of sizes and timings).
+    al. (see this module, which also has a table of sizes and timings).
 
     Example::
 
@@ -105,17 +105,17 @@ def cost_gcn(
     Args:
       dataset: "ntu60" or "ntu120" (NTU RGB+D, 25 joints) or "kinetics" (18 joints): the skeleton
         and the number of classes.
-      modified: whether it is CoST-GCN*, without temporal padding and stride: 3,160,228 parameters;
-        for 300 frames, receptive field 300, delay 299, a prediction with every frame. Otherwise
-        CoST-GCN, with the same parameters: receptive field 449, delay 296, padding 152, a
+      modified: whether to make CoST-GCN*, without temporal padding and stride: 3,160,228
+        parameters; for 300 frames, receptive field 300, delay 299, a prediction with every frame.
+        Otherwise CoST-GCN, with the same parameters: receptive field 449, delay 296, padding 152, a
         prediction with every 4th frame.
-      num_frames: the frames that one prediction averages over.
-      num_persons: the persons in a frame.
+      num_frames: the number of frames that one prediction averages over.
+      num_persons: the number of persons in a frame.
       configuration: see :class:`Configuration`.
 
     Returns:
-      A network of clips ``(B, 3, T, joints, persons)`` to logits ``(B, classes, T')``, and of steps
-      ``(B, 3, joints, persons)`` to ``(B, classes)``.
+      A network from clips ``(B, 3, T, joints, persons)`` to logits ``(B, classes, T')``, and from
+      steps ``(B, 3, joints, persons)`` to ``(B, classes)``.
 
     Raises:
       ValueError: for an unknown dataset, or too few frames.
@@ -135,7 +135,7 @@ def coa_gcn(
     num_persons: int = 2,
     **configuration: Unpack[Configuration],
 ) -> Sequential:
-    """CoAGCN: graph convolutions whose joints also attend to each other.
+    """CoA-GCN: graph convolutions in which joints also attend to each other.
 
     Source: Shi, Zhang, Cheng and Lu, "Two-Stream Adaptive Graph Convolutional Networks for
     Skeleton-Based Action Recognition", CVPR 2019, https://arxiv.org/abs/1805.07694; made continual
@@ -150,20 +150,20 @@ def coa_gcn(
         assert net.output_spec(step).shape == (1, 120)
 
     Args:
-      dataset: as of :func:`cost_gcn`.
-      modified: whether it is CoAGCN*, whose attention has no effect (see
+      dataset: as for :func:`cost_gcn`.
+      modified: whether to make CoA-GCN*, whose attention has no effect (see
         :class:`~cojax.models.graph_convolution.RowSumGraphConvolution`): 3,488,260 parameters.
-        Otherwise CoAGCN, with the same parameters, which attends within each frame, in ``forward``
+        Otherwise CoA-GCN, with the same parameters, which attends within each frame, in ``forward``
         too. Timings are those of :func:`cost_gcn`.
-      num_frames: as of :func:`cost_gcn`.
-      num_persons: as of :func:`cost_gcn`.
-      configuration: as of :func:`cost_gcn`.
+      num_frames: as for :func:`cost_gcn`.
+      num_persons: as for :func:`cost_gcn`.
+      configuration: as for :func:`cost_gcn`.
 
     Returns:
       A network with the shapes of :func:`cost_gcn`.
 
     Raises:
-      ValueError: as :func:`cost_gcn`.
+      ValueError: as for :func:`cost_gcn`.
     """
     convolution = RowSumGraphConvolution if modified else AdaptiveGraphConvolution
 
@@ -200,21 +200,22 @@ def cos_tr(
         assert net.output_spec(step).shape == (1, 400)
 
     Args:
-      dataset: as of :func:`cost_gcn`.
-      modified: whether it is CoS-TR*, otherwise CoS-TR: 3,092,095 parameters. Timings are those of
-        :func:`cost_gcn`.
-      num_frames: as of :func:`cost_gcn`.
-      num_persons: as of :func:`cost_gcn`.
-      graph_blocks: the first blocks, which have graph convolutions.
-      num_heads: the heads of the attention in the others.
-      drop_connect: the probability that a joint is hidden from the others in training.
-      configuration: as of :func:`cost_gcn`.
+      dataset: as for :func:`cost_gcn`.
+      modified: whether to make CoS-TR*, otherwise CoS-TR; both have 3,092,095 parameters. Timings
+        are those of :func:`cost_gcn`.
+      num_frames: as for :func:`cost_gcn`.
+      num_persons: as for :func:`cost_gcn`.
+      graph_blocks: the number of blocks, from the first on, that have graph convolutions.
+      num_heads: the number of attention heads in the others.
+      drop_connect: the probability that a joint is hidden from the joints of its person in
+        training.
+      configuration: as for :func:`cost_gcn`.
 
     Returns:
       A network with the shapes of :func:`cost_gcn`.
 
     Raises:
-      ValueError: as :func:`cost_gcn`, and if the heads do not divide the channels.
+      ValueError: as for :func:`cost_gcn`, and if the channels cannot be split among the heads.
     """
 
     def mixer(block: int, in_channels: int, out_channels: int, graph: Graph) -> JointUnit:
@@ -279,7 +280,7 @@ def _network(
 def _block(
     mixer: JointUnit, kernel_size: int, padding: int, stride: int, residual: bool
 ) -> Sequential:
-    """Mixes joints, then frames; added is the frame in the middle of those that were mixed."""
+    """Mixes joints, then frames; the residual adds the middle one of the frames mixed."""
     before, after = mixer.in_channels, mixer.out_channels
     mixing = {"gcn": mixer, "tcn": _temporal(after, after, kernel_size, padding, stride)}
     if not residual:
@@ -311,9 +312,9 @@ def _temporal(
 def _pool(
     layers: Sequential, num_frames: int, pool_size: int | None, pool_padding: int | None
 ) -> AvgPool1d:
-    """The average over what the layers answer to so many frames, their flush included.
+    """The average over the layers' outputs for ``num_frames`` frames, including those of the flush.
 
-    It is padded by the outputs of the flush, so that no prediction waits for these.
+    It is padded by the number of outputs of the flush, so that no prediction waits for these.
     """
     timing = layers.timing
     seen = num_frames - timing.receptive_field + 1
@@ -339,10 +340,10 @@ def _normal_by_classes(key: Array, shape: tuple[int, ...], dtype: jax.typing.DTy
 
 
 class JointsToChannels(TimeLocal):
-    """``(B, C, T, joints, persons)`` to ``(B, persons * joints * C, T)``.
+    """Reshapes ``(B, C, T, joints, persons)`` to ``(B, persons * joints * C, T)``.
 
     Attributes:
-      in_channels, joints, persons: the sizes.
+      in_channels, joints, persons: the sizes of a step.
 
     Raises:
       InputError: for steps of other sizes.
@@ -368,13 +369,13 @@ class JointsToChannels(TimeLocal):
 
 
 class ChannelsToJoints(TimeLocal):
-    """``(B, persons * joints * C, T)`` to ``(B, C, T, persons * joints)``.
+    """Reshapes ``(B, persons * joints * C, T)`` to ``(B, C, T, persons * joints)``.
 
-    Persons stay in one row of the batch, one behind another, so that a state has a row for each
+    Persons stay in one row of the batch, one after another, so that a state has one row for each
     stream.
 
     Attributes:
-      in_channels, joints, persons: the sizes.
+      in_channels, joints, persons: the sizes of a step.
     """
 
     in_channels: int

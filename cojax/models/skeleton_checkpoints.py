@@ -1,8 +1,8 @@
 """The names in the checkpoints of ``continual-skeletons``.
 
-Those of its continual networks are the names of ours. Its regular networks (ST-GCN, AGCN, S-TR)
-and checkpoints flattened by ``continual`` know nothing of the residual connection that a block is
-wrapped in.
+Its continual networks have the same names as the networks here. In its regular networks (ST-GCN,
+AGCN, S-TR) and in checkpoints flattened by ``continual``, the names do not include the residual
+connection that a block is wrapped in.
 """
 
 import re
@@ -21,7 +21,7 @@ def is_regular(names: Iterable[str]) -> bool:
 
 
 def rename_regular(name: str) -> str:
-    """The name in the continual network of an entry of the regular one.
+    """Maps a name in a regular network to the name in the continual network.
 
     ``layers.layer2.gcn.bn.weight`` is ``layers.layer2.0.1.gcn.bn.weight``. Names of a continual
     network stay as they are.

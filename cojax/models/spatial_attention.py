@@ -19,24 +19,24 @@ from cojax.module import CoModule
 
 
 class SpatialAttention(JointUnit):
-    """Attention of several heads among the joints of a person, within a frame.
+    """Multi-head attention among the joints of a person, within a frame.
 
-    Queries and keys have ``out_channels // 4`` channels in all, values ``out_channels``. In
-    training, DropConnect hides joints from all joints of their person, by frame and head; it needs
-    an rng named "dropout".
+    Queries and keys each have ``out_channels // 4`` channels over all heads, values
+    ``out_channels``. In training, DropConnect hides joints from all joints of their person,
+    separately for each frame and head; it needs an rng named "dropout".
 
     Source: Plizzari, Cannici and Matteucci, "Skeleton-based action recognition via spatial and
     temporal transformer networks", CVIU 2021, https://arxiv.org/abs/2008.07404.
 
     Attributes:
-      num_heads: the heads.
+      num_heads: the number of heads.
       drop_connect: the probability that a joint is hidden in training.
 
     The other attributes, shapes and errors are those of :class:`~cojax.models.joints.JointUnit`.
 
     Raises:
-      ValueError: at construction, if the heads do not divide the channels, or for a
-        ``drop_connect`` that is no probability.
+      ValueError: at construction, if the channels cannot be split among the heads, or
+        ``drop_connect`` is not a probability.
     """
 
     names = ("qkv_conv", "attn_out")
@@ -78,7 +78,7 @@ class SpatialAttention(JointUnit):
         return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
     def _hide_joints(self, weights: Array) -> Array:
-        """The weights of the joints that stay, which add up to one again."""
+        """The weights without those of hidden joints, rescaled to add up to one."""
         joints = (*weights.shape[:-2], 1, weights.shape[-1])
         stays = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.drop_connect, joints)
         weights = jnp.where(stays, weights, 0)
@@ -87,18 +87,19 @@ class SpatialAttention(JointUnit):
 
 
 class AttentionUnit(JointUnit):
-    """``relu(norm(attention(joint_norm(x)) + x))``, without the sum where the channels change.
+    """Spatial attention between norms, with a residual connection.
 
-    ``joint_norm`` normalises every channel of every joint for itself.
+    It computes ``relu(norm(attention(joint_norm(x)) + x))``, without the sum if the channels
+    change. ``joint_norm`` normalises every channel of every joint separately.
 
-    Source: as of :class:`SpatialAttention`.
+    Source: as for :class:`SpatialAttention`.
 
     Attributes:
-      num_heads, drop_connect: as of :class:`SpatialAttention`.
+      num_heads, drop_connect: as for :class:`SpatialAttention`.
 
     The other attributes, shapes and errors are those of :class:`~cojax.models.joints.JointUnit`.
-    Variables: ``A`` in ``params``, ``(3, joints, joints)``, of no effect: checkpoints hold it, and
-    count it among what is trained.
+    Variables: ``A`` in ``params``, ``(3, joints, joints)``, which has no effect: checkpoints hold
+    it, and count it among the trained parameters.
     """
 
     names = ("data_bn", "bn", "attention_conv")
@@ -132,7 +133,7 @@ class AttentionUnit(JointUnit):
         return channels_second(jax.nn.relu(channels_last(y)))
 
     def _joint_norm(self, x: Array, run: Run) -> Array:
-        """Joints become channels, and persons rows of the batch."""
+        """Normalises with joints as channels, and persons as rows of the batch."""
         batch, channels, steps, _ = x.shape
         joints = self.graph.joints
         y = jnp.transpose(self.by_person(x), (0, 2, 4, 3, 1))

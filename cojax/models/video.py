@@ -1,4 +1,4 @@
-"""What the video networks share: the residual block and the classifier."""
+"""The parts that the video networks share: the residual block and the classifier."""
 
 from typing import Any
 
@@ -22,9 +22,10 @@ from cojax.module import CoModule
 def residual_block(
     branch2: Sequential, in_channels: int, out_channels: int, stride: int
 ) -> Sequential:
-    """``relu(shortcut(x) + branch2(x))``, the branch halving space where ``stride`` is 2.
+    """A residual block, whose branch halves the spatial axes if ``stride`` is 2.
 
-    The shortcut is the identity, or a projection where the branch changes the shape.
+    It computes ``relu(shortcut(x) + branch2(x))``. The shortcut is the identity, or a projection if
+    the branch changes the shape.
     """
     branch = Sequential({"branch2": branch2})
     if in_channels == out_channels and stride == 1:
@@ -32,7 +33,7 @@ def residual_block(
     projection = pointwise(in_channels, out_channels, stride)
     shortcut = Sequential({"branch1": projection, "branch1_bn": BatchNorm3d(out_channels)})
     if branch.delay:
-        # Held back in front of the projection, frames would be up to four times as large.
+        # If the delay came before the projection, its frames would be up to four times as large.
         shortcut = Sequential(shortcut, Delay(branch.delay))
     return Sequential(BroadcastReduce(shortcut, branch), ReLU())
 
@@ -43,10 +44,10 @@ def pointwise(in_channels: int, out_channels: int, stride: int = 1) -> Conv3d:
 
 
 def pooled_size(image_size: int) -> int:
-    """The side of what five halvings leave of an image.
+    """The side length of an image after five halvings.
 
     Raises:
-      ValueError: unless the image's side is positive.
+      ValueError: unless the side length of the image is positive.
     """
     if image_size < 1:
         raise ValueError(f"{image_size=} is the side of an image, in pixels")
@@ -56,7 +57,7 @@ def pooled_size(image_size: int) -> int:
 def classifier(features: int, num_classes: int, dropout: float) -> dict[str, CoModule]:
     """From ``(B, features, H, W)`` to ``(B, num_classes)``: probabilities, or logits in training.
 
-    What there is to say at several places, of images larger than the nominal size, is averaged.
+    For images larger than the nominal size, the outputs at several positions are averaged.
     """
     return {
         "dropout": Dropout(dropout),

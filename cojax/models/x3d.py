@@ -36,30 +36,31 @@ def cox3d(
 ) -> Sequential:
     """CoX3D of any size; :func:`cox3d_s`, :func:`cox3d_m` and :func:`cox3d_l` are the paper's.
 
-    A stem, four stages of residual blocks with depthwise 3x3x3 convolutions, squeeze-and-excitation
-    (SE) in every other block, and a head that averages the last ``pool_size`` steps.
+    The network has a stem, four stages of residual blocks with depthwise 3x3x3 convolutions,
+    squeeze-and-excitation (SE) in every other block, and a head that averages the last
+    ``pool_size`` steps.
 
     Source: Feichtenhofer, "X3D: Expanding Architectures for Efficient Video Recognition", CVPR
     2020, https://arxiv.org/abs/2004.04730; Hedegaard and Iosifidis, "Continual 3D Convolutional
     Neural Networks for Real-time Processing of Videos", ECCV 2022,
-    https://arxiv.org/abs/2106.00050. Modules are named as there, so :func:`cojax.load_torch` loads
-    its checkpoints; :func:`load_pretrained` loads others.
+    https://arxiv.org/abs/2106.00050. Modules are named as in the latter, so
+    :func:`cojax.load_torch` loads its checkpoints; :func:`load_pretrained` loads others.
 
     Args:
-      image_size: the side of the images, in pixels. Larger ones are fine: what the network says at
-        several places is averaged.
-      pool_size: the steps that the head averages, and SE with ``se_scope="clip"``.
-      num_classes: the classes.
-      width_factor: channels in proportion to X3D's smallest.
-      depth_factor: blocks in proportion to X3D's smallest.
-      bottleneck_factor: the channels within a block in proportion to those between blocks.
-      se_scope: what SE averages. "frame": the frame at hand, in all modes, so that a stream equals
-        its clip. "clip": ``forward`` averages over the whole clip as X3D does, a stream over
-        ``pool_size`` steps from the frame on, for which every SE waits ``pool_size - 1`` steps;
-        the two differ.
-      head_features: the features in front of the projection.
-      dropout: the probability of dropping one of these while training.
-      in_channels: the channels of the images.
+      image_size: the side length of the images, in pixels. Larger images work as well: the outputs
+        at several positions are averaged.
+      pool_size: the number of steps that the head averages, and SE with ``se_scope="clip"``.
+      num_classes: the number of classes.
+      width_factor: the number of channels relative to the smallest X3D.
+      depth_factor: the number of blocks relative to the smallest X3D.
+      bottleneck_factor: the number of channels within a block relative to that between blocks.
+      se_scope: what SE averages. "frame": the current frame, in all modes, so that a stream equals
+        its clip. "clip": ``forward`` averages over the whole clip as X3D does, and a stream over
+        ``pool_size`` steps beginning with the current frame, for which every SE waits
+        ``pool_size - 1`` steps; the two differ.
+      head_features: the number of features before the projection.
+      dropout: the probability of dropping one of these in training.
+      in_channels: the number of channels of the images.
 
     Returns:
       A network from clips ``(B, in_channels, T, H, W)`` to ``(B, num_classes, T')``, and from steps
@@ -112,7 +113,7 @@ def cox3d_s(
     se_scope: str = "frame",
     dropout: float = 0.5,
 ) -> Sequential:
-    """CoX3D-S: 3,794,322 parameters. Arguments, shapes and source are those of :func:`cox3d`.
+    """CoX3D-S: 3,794,322 parameters. Arguments, shapes and source are as for :func:`cox3d`.
 
     | pool_size | se_scope | receptive field | delay | padding | stride |
     |-----------|----------|-----------------|-------|---------|--------|
@@ -120,7 +121,7 @@ def cox3d_s(
     | 13        | frame    | 69              | 40    | 28      | 1      |
     | 64        | clip     | 1065            | 1036  | 28      | 1      |
 
-    X3D-S, whose weights fit, was trained on clips of 13 steps, 6 frames of the video apart.
+    X3D-S, whose weights fit, was trained on clips of 13 steps that are 6 video frames apart.
 
     Example::
 
@@ -141,7 +142,7 @@ def cox3d_m(
     se_scope: str = "frame",
     dropout: float = 0.5,
 ) -> Sequential:
-    """CoX3D-M: 3,794,322 parameters. Arguments, shapes and source are those of :func:`cox3d`.
+    """CoX3D-M: 3,794,322 parameters. Arguments, shapes and source are as for :func:`cox3d`.
 
     | pool_size | se_scope | receptive field | delay | padding | stride |
     |-----------|----------|-----------------|-------|---------|--------|
@@ -149,7 +150,7 @@ def cox3d_m(
     | 16        | frame    | 72              | 43    | 28      | 1      |
     | 64        | clip     | 1065            | 1036  | 28      | 1      |
 
-    X3D-M, whose weights fit, was trained on clips of 16 steps, 5 frames of the video apart.
+    X3D-M, whose weights fit, was trained on clips of 16 steps that are 5 video frames apart.
 
     Example::
 
@@ -170,7 +171,7 @@ def cox3d_l(
     se_scope: str = "frame",
     dropout: float = 0.5,
 ) -> Sequential:
-    """CoX3D-L: 6,153,432 parameters. Arguments, shapes and source are those of :func:`cox3d`.
+    """CoX3D-L: 6,153,432 parameters. Arguments, shapes and source are as for :func:`cox3d`.
 
     | pool_size | se_scope | receptive field | delay | padding | stride |
     |-----------|----------|-----------------|-------|---------|--------|
@@ -178,7 +179,7 @@ def cox3d_l(
     | 16        | frame    | 130             | 72    | 57      | 1      |
     | 64        | clip     | 2005            | 1947  | 57      | 1      |
 
-    X3D-L, whose weights fit, was trained on clips of 16 steps, 5 frames of the video apart.
+    X3D-L, whose weights fit, was trained on clips of 16 steps that are 5 video frames apart.
 
     Example::
 
@@ -194,7 +195,7 @@ def cox3d_l(
 
 
 def _rounded(width: float, factor: float, divisor: int = 8) -> int:
-    """Channels in proportion: a multiple of 8, at least 8, and no less than 0.9 of the exact."""
+    """Scales a number of channels to a multiple of 8, at least 8, and at least 0.9 of the exact."""
     exact = width * factor
     rounded = max(divisor, int(exact + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * exact else rounded
@@ -228,7 +229,7 @@ def _branch(
 
 
 def _squeeze_excitation(channels: int, window: int | None) -> CoModule:
-    """Scales each channel by what the means of all say, over the frame or a window in time."""
+    """Scales channels by factors computed from all their means, over the frame or a time window."""
     squeezed = _rounded(channels, 1 / 16)
     means = Lambda(_mean_of_frame) if window is None else _ClipMean(1, kernel_size=window)
     return Residual(
@@ -250,9 +251,9 @@ def _mean_of_frame(x: Array) -> Array:
 
 
 class _ClipMean(AdaptiveAvgPool3d):
-    """The mean over a clip, for each of its steps; in a stream, over ``kernel_size`` from it on.
+    """The mean over a clip, at each step; in a stream, over ``kernel_size`` steps from it on.
 
-    Near the end of a stream the mean is over the steps that are left.
+    Near the end of a stream, the mean is over the remaining steps.
     """
 
     @property

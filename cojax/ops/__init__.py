@@ -1,1 +1,1 @@
-"""How convolutions and pools are lowered."""
+"""The lowering of convolutions, pools, attention and matrix products."""

@@ -1,11 +1,11 @@
-"""How convolutions are lowered: channels last, and never over time.
+"""The lowering of convolutions: with the channels last, and never to 3-D convolutions.
 
-What a convolution sees of time is stacked in front of the channels, ``(B, *S, k, C)``: a step's
-window, or the windows of all steps of a clip, folded into the batch. So a convolution is spatial,
-with ``k C`` input channels, and one that does not look around in space is a matrix product. On a
-CPU, 3-D convolutions are up to a hundred times slower (54 channels, 56x56, 3x3x3 taps, depthwise:
-58.8 ms as such, 10.2 as 2-D grouped convolutions, 0.25 as multiply-adds), and channels-first ones
-inside ``lax.scan`` 20 to 40 times.
+The steps that a convolution sees are stacked before the channels, ``(B, *S, k, C)``: the window of
+a step, or the windows of all steps of a clip, folded into the batch. A convolution then becomes a
+spatial one with ``k C`` input channels, or a matrix product if its kernel has no spatial extent. On
+a CPU, 3-D convolutions are up to a hundred times slower (54 channels, 56x56, 3x3x3 taps, depthwise:
+58.8 ms as a 3-D convolution, 10.2 as 2-D grouped convolutions, 0.25 as multiply-adds), and
+channels-first ones inside ``lax.scan`` are 20 to 40 times slower.
 """
 
 import functools
@@ -23,14 +23,14 @@ from cojax.ops.product import product, times
 from cojax.ops.windows import lengths, padded, shifted, strided, thinned
 from cojax.timing import Axis
 
-# Up to so many outputs, see _spatial.
+# Up to this many outputs, a matrix product is used, see _spatial.
 _FEW_PLACES = 2 * 14 * 14
-# From so many numbers in all windows on, see _over_time.
+# Above this many numbers in all windows, a convolution is used, see _over_time.
 _MANY_NUMBERS = 2**18
 
 
 def convolve_clip(x: Array, kernel: Array, axes: Sequence[Axis], groups: int) -> Array:
-    """``(B, T, *S, C)`` with ``(k, *K, C / groups, C')`` to ``(B, T', *S', C')``."""
+    """Convolves ``(B, T, *S, C)`` with ``(k, *K, C / groups, C')`` to ``(B, T', *S', C')``."""
     time, *space = axes
     steps = time.length(x.shape[1])
     over_time = all(axis.kernel_size == 1 for axis in space)
@@ -48,7 +48,7 @@ def convolve_clip(x: Array, kernel: Array, axes: Sequence[Axis], groups: int) ->
 
 
 def convolve_window(window: Array, kernel: Array, space: Sequence[Axis], groups: int) -> Array:
-    """``(B, *S, k, C)`` with ``(k, *K, C / groups, C')`` to ``(B, *S', C')``."""
+    """Convolves ``(B, *S, k, C)`` with ``(k, *K, C / groups, C')`` to ``(B, *S', C')``."""
     *_, taps, channels = window.shape
     if groups == channels > 1:
         kernel = jnp.moveaxis(kernel[..., 0, :], 0, -2)
@@ -62,19 +62,19 @@ def convolve_window(window: Array, kernel: Array, space: Sequence[Axis], groups:
 def contributions(
     x: Array, kernel: Array, taps: Array, space: Sequence[Axis], groups: int
 ) -> Array:
-    """What a step ``(B, *S, C)`` adds to the output that sees it with each of these taps of time.
+    """Returns what a step adds to the outputs that see it, for each of these temporal taps.
 
-    A pointwise step is multiplied by one tap after another, each cut out of the kernel; or, where
-    it is smaller than such a tap, it is repeated for a product with the whole kernel (3 taps, 256
-    to 64 channels of 56x56, 8 streams: 20 ms, repeated 67; 2048 to 512 of 7x7: 5.2 ms, repeated
-    3.4).
+    For a pointwise kernel, the step is multiplied by one tap after another, each sliced from the
+    kernel; or, if it is smaller than a tap, it is repeated for a product with the whole kernel. For
+    3 taps from 256 to 64 channels of 56x56 and 8 streams, one tap after another takes 20 ms and
+    repeating the step 67; from 2048 to 512 channels of 7x7, they take 5.2 ms and 3.4.
 
     Args:
-      x: the step.
+      x: the step, ``(B, *S, C)``.
       kernel: depthwise, ``(k, *K, 1, C')``, or pointwise, ``(k, *1, C, C')``.
-      taps: places in the kernel, ``(n,)``.
+      taps: positions in the kernel, ``(n,)``.
       space: the spatial axes.
-      groups: ``C``, or 1.
+      groups: ``C`` if depthwise, 1 if pointwise.
 
     Returns:
       ``(B, n, *S', C')``.
@@ -93,7 +93,7 @@ def contributions(
 
 
 def _pointwise(window: Array, kernel: Array, groups: int) -> Array:
-    """A matrix product over taps and channels (365 GFLOP/s where a convolution ran at 205)."""
+    """Computes a matrix product over taps and channels (365 GFLOP/s; a convolution ran at 205)."""
     if groups == 1:
         window = lax.collapse(window, window.ndim - 2)
         return product(window, kernel.reshape(-1, kernel.shape[-1]))
@@ -104,15 +104,16 @@ def _pointwise(window: Array, kernel: Array, groups: int) -> Array:
 
 
 def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
-    """Convolves ``(B, T, *S, C)`` along time alone, with ``(k, C, C')``.
+    """Convolves ``(B, T, *S, C)`` along time only, with ``(k, C, C')``.
 
-    * To fewer channels: a matrix product for each tap, and their sum, steps apart (8 steps of
-      14x14, 1024 to 256 channels, 3 taps: 12.4 ms; one product over windows, 22.9; a convolution,
-      15.1).
-    * Else a convolution (236 steps of 50 joints, 256 channels, 9 taps: 81 ms; products for each
-      tap, 108; one product over windows, 169, most of it for fresh memory),
-    * or where the windows are small one product over them (61 steps of 64 channels, 5 taps: 0.13 ms
-      instead of 0.26).
+    * To fewer channels, it is a matrix product for each tap, summed with shifts in time: 12.4 ms,
+      instead of 22.9 as one product over windows and 15.1 as a convolution (8 steps of 14x14, 1024
+      to 256 channels, 3 taps).
+    * Otherwise, it is a convolution: 81 ms, instead of 108 as a product for each tap and 169 as one
+      product over windows, most of it for allocating memory (236 steps of 50 joints, 256 channels,
+      9 taps).
+    * If the windows are small, it is one product over them: 0.13 ms instead of 0.26 (61 steps of 64
+      channels, 5 taps).
     """
     taps, channels, out = kernel.shape
     steps = time.length(x.shape[1])
@@ -132,10 +133,11 @@ def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
 
 
 def _spatial(window: Array, kernel: Array, axes: Sequence[Axis], groups: int) -> Array:
-    """A spatial convolution whose input channels are those of every step in the window.
+    """Convolves in space, with the channels of all steps in the window as input channels.
 
-    Where there are few outputs, a matrix product with what each sees, laid out in a row, is faster:
-    256 channels, 3x3 of 14x14 in 1.6 ms instead of 2.3. Of more it would fill the memory.
+    For few outputs, a matrix product with rows of what each output sees is faster: it takes 1.6 ms
+    instead of 2.3 (256 channels, 3x3 of 14x14). For more outputs, the rows would take too much
+    memory.
     """
     taps, *size = kernel.shape[:-2]
     batch, *extent, _, channels = window.shape

@@ -1,4 +1,4 @@
-"""Dense convolutions over one or two axes: XLA's own, and on a CPU those it gives to Eigen."""
+"""Dense convolutions over one or two axes: XLA's own and, on a CPU, those it passes to Eigen."""
 
 import functools
 import math
@@ -15,14 +15,14 @@ from cojax.ops.windows import lengths, padded, strided
 from cojax.timing import Axis
 
 _SPACE = "HW"
-# Up to so many numbers in a column of what an output sees, see _by_eigen.
+# Up to this many numbers in a column of what an output sees, rows are joined, see _by_eigen.
 _FEW_NUMBERS = 32
-# Up to so many more outputs, in proportion, see _by_eigen.
+# Up to this fraction of additional outputs, they are computed and discarded, see _by_eigen.
 _MORE = 1 / 6
 
 
 def convolution(x: Array, kernel: Array, axes: Sequence[Axis], groups: int = 1) -> Array:
-    """``(B, *S, C)`` with ``(*K, C / groups, C')``, as the platform does it best."""
+    """Convolves ``(B, *S, C)`` with ``(*K, C / groups, C')`` in the way best for the platform."""
     as_it_stands = functools.partial(_native, axes=axes, groups=groups)
     if groups > 1 or len(axes) != 2 or x.dtype != jnp.float32:
         return as_it_stands(x, kernel)
@@ -48,25 +48,28 @@ def _native(x: Array, kernel: Array, axes: Sequence[Axis], groups: int = 1) -> A
 
 
 def _dimensions(axes: int) -> tuple[str, str, str]:
-    """Channels last: in other orders XLA cannot give a convolution to Eigen within a scan."""
+    """Returns dimension numbers with the channels last.
+
+    In other orders, XLA cannot pass a convolution inside a scan to Eigen.
+    """
     space = _SPACE[:axes]
     return "N" + space + "C", space + "IO", "N" + space + "C"
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _on_cpu(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
-    """A convolution in two dimensions that is fast on a CPU, and so are its gradients."""
+    """Convolves in two dimensions; fast on a CPU, as are its gradients."""
     return _by_eigen(x, kernel, axes)
 
 
 def _by_eigen(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
-    """A convolution in two dimensions that XLA gives to Eigen.
+    """Convolves in two dimensions, in a form that XLA passes to Eigen.
 
-    Others it gives to a library that lays out in memory what every output sees, which is up to
-    five times slower (8 images of 64 channels of 56x56, 3x3: 54 ms instead of 11). That one takes
-    no convolution whose output is larger than its input along some axis, nor one over a single
-    axis. So there are some more outputs, not to be kept; and of one with strides the rows of the
-    kernel are convolved along the columns one by one, or, where they are thin, together.
+    XLA passes other convolutions to a library that materializes what every output sees, which is up
+    to five times slower (54 ms instead of 11: 8 images of 64 channels of 56x56, 3x3). That library
+    accepts neither convolutions whose output is larger than their input along some axis, nor those
+    over a single axis. So some additional outputs are computed and discarded; or, with strides, the
+    rows of the kernel are convolved along the columns, one by one or, if they are thin, together.
     """
     rows, columns = axes
     windows = lengths(x.shape[1:3], axes)
@@ -110,12 +113,12 @@ def _on_cpu_jvp(axes: tuple[Axis, Axis], primals: Any, tangents: Any) -> tuple[A
 
 
 def _of_input(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
-    """The convolution, transposed (with regard to its input) to one that Eigen computes too.
+    """Convolves such that the transpose with respect to the input is computed by Eigen too.
 
-    16 images of 64 channels of 28x28, 3x3: 6.4 ms instead of 12.
+    The transpose takes 6.4 ms instead of 12 (16 images of 64 channels of 28x28, 3x3).
     """
     mirrored = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    # What lies between the outputs' places, if there is a stride, and around them.
+    # The padding around the outputs; if there is a stride, they are also dilated.
     front = [axis.extent - 1 - axis.padding for axis in axes]
     windows = lengths(x.shape[1:3], axes)
     behind = [
@@ -144,12 +147,12 @@ def _of_input(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
 
 
 def _of_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
-    """The convolution, transposed (with regard to its kernel) to one that Eigen computes too.
+    """Convolves such that the transpose with respect to the kernel is computed by Eigen too.
 
-    That is of the channels, one by one, with the output as a kernel, and images as channels. Along
-    time alone places are channels too: 2 clips of 48 steps of 50 joints, 256 channels, 9 taps take
-    25 ms, and as products of each tap 34. In a scan JAX's own, which has its axes in another order,
-    takes 15 times as long.
+    The transpose convolves the channels one by one, with the output as the kernel and the images as
+    channels. Along time only, spatial positions are channels too: it takes 25 ms, and 34 as a
+    product for each tap (2 clips of 48 steps of 50 joints, 256 channels, 9 taps). In a scan, JAX's
+    own transpose, which has its axes in another order, takes 15 times as long.
     """
     along = axes[:1] if axes[1] == Axis(1, 1, 0) else axes
     channels = jnp.moveaxis(jnp.moveaxis(x, -1, 0), 1, -1)
@@ -167,7 +170,7 @@ def _of_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
             rhs_dilation=[axis.stride for axis in along],
             dimension_numbers=_dimensions(len(along)),
         )
-        # Behind the last place of the kernel lies what no output saw, if there is a stride.
+        # With a stride, entries that no output saw come after the last position of the kernel.
         found = lax.slice(found, (0,) * found.ndim, (len(found), *size, found.shape[-1]))
         return jnp.moveaxis(found, 0, -2).reshape(kernel.shape)
 

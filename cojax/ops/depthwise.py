@@ -1,7 +1,7 @@
-"""Depthwise convolutions: sums of shifted products, and so are their gradients.
+"""Depthwise convolutions, which are sums of shifted products, as are their gradients.
 
-Sums are of float32 at least: a CPU rounds every product and sum of half precision by itself
-(CoX3D-S in bfloat16: 18.6 ms a step, and 11.3 so).
+Sums are in float32 at least: in half precision, a CPU rounds every product and every sum separately
+(a step of CoX3D-S in bfloat16 takes 18.6 ms then, and 11.3 ms with sums in float32).
 """
 
 import collections
@@ -21,15 +21,15 @@ from cojax.ops.precision import widened
 from cojax.ops.windows import lengths, padded, shifted, strided
 from cojax.timing import Axis
 
-# So many products are added up before they are summed, see _by_kernel.
+# How many products are added up before they are summed, see _by_kernel.
 _TERMS = 8
 
 
 def depthwise(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
-    """``(B, *A, C)`` with ``(*K, C')`` to ``(B, *A', C')``.
+    """Convolves ``(B, *A, C)`` with ``(*K, C')`` to ``(B, *A', C')``.
 
-    All axes are padded at once: were each step of a clip padded by itself, it would be laid out
-    anew, and a clip of CoX3D-M take 267 ms instead of 200.
+    All axes are padded at once: if each step of a clip were padded separately, it would be copied,
+    and a clip of CoX3D-M would take 267 ms instead of 200.
     """
     dtype, axes = x.dtype, tuple(axes)
     x, kernel, axes = _prepared(x, kernel, axes)
@@ -37,10 +37,10 @@ def depthwise(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
 
 
 def depthwise_by_each(x: Array, kernels: Array, axes: Sequence[Axis]) -> Array:
-    """``(B, *A, C)`` with each of ``(n, *K, C')`` to ``(B, n, *A', C')``.
+    """Convolves ``(B, *A, C)`` with each of ``(n, *K, C')`` to ``(B, n, *A', C')``.
 
-    At once, which compiles in less time than one by one, and for a batch of 8 CoX3D-M's step takes
-    0.9 times as long.
+    All kernels are applied at once, which compiles in less time than one by one; a step of CoX3D-M
+    with a batch of 8 takes 0.9 times as long.
     """
     dtype = x.dtype
     x, kernels, axes = _prepared(x, kernels, axes)
@@ -50,7 +50,10 @@ def depthwise_by_each(x: Array, kernels: Array, axes: Sequence[Axis]) -> Array:
 def _prepared(
     x: Array, kernel: Array, axes: Sequence[Axis]
 ) -> tuple[Array, Array, tuple[Axis, ...]]:
-    """What is summed: wide, padded, and with a channel for each of the kernel's."""
+    """Returns what is summed: in a wide dtype, padded, and with a channel for each of the kernel's.
+
+    The axes are returned without their padding.
+    """
     x = padded(widened(x), axes)
     if x.shape[-1] < kernel.shape[-1]:
         x = jnp.repeat(x, kernel.shape[-1] // x.shape[-1], axis=-1)
@@ -58,7 +61,7 @@ def _prepared(
 
 
 def _sum_of_products(x: Array, kernel: Array, axes: Sequence[Axis], first: int = 1) -> Array:
-    """The sum of what each place ``(*K, ..., C)`` of the kernel makes of a shifted slice."""
+    """Sums the products of each position of the kernel ``(*K, ..., C)`` and a shifted slice."""
     windows = lengths(x.shape[first : first + len(axes)], axes)
     return functools.reduce(
         jnp.add,
@@ -70,7 +73,7 @@ def _sum_of_products(x: Array, kernel: Array, axes: Sequence[Axis], first: int =
 
 
 def _summed(x: Array, kernel: Array, axes: tuple[Axis, ...]) -> Array:
-    """``_sum_of_products``, of which gradients keep but the input and the kernel."""
+    """``_sum_of_products``, whose gradients keep only the input and the kernel."""
     if not axes:
         return x * kernel
     return recomputed(functools.partial(_along, axes=axes))(x, kernel)
@@ -80,8 +83,8 @@ def _summed(x: Array, kernel: Array, axes: tuple[Axis, ...]) -> Array:
 def _along(x: Array, kernel: Array, axes: tuple[Axis, ...]) -> Array:
     """``_sum_of_products`` over at least one axis, with gradients of the same kind.
 
-    Those of 16 steps of 39x39 of 54 channels, 3x3x3, with regard to the input take 4 ms instead of
-    28, and with regard to the kernel 5 instead of 85.
+    With respect to the input they take 4 ms instead of 28, and with respect to the kernel 5 ms
+    instead of 85 (16 steps of 39x39, 54 channels, 3x3x3).
     """
     return _sum_of_products(x, kernel, axes)
 
@@ -108,7 +111,7 @@ def _summed_by_each(x: Array, kernels: Array, axes: tuple[Axis, ...]) -> Array:
 
 @_summed_by_each.defjvp
 def _summed_by_each_jvp(axes: tuple[Axis, ...], primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """One by one: the gradient with regard to a kernel that is broadcast is 15 times slower."""
+    """Differentiates kernels one by one: the gradient of a broadcast kernel is 15 times slower."""
 
     def one_by_one(x: Array, kernels: Array) -> Array:
         return jnp.stack([_summed(x, kernel, axes) for kernel in kernels], axis=1)
@@ -118,10 +121,10 @@ def _summed_by_each_jvp(axes: tuple[Axis, ...], primals: Any, tangents: Any) -> 
 
 
 def _of_input(y: Array, kernel: Array, sizes: Sequence[int], axes: Sequence[Axis]) -> Array:
-    """The gradient with regard to an input of these sizes, given that of the output.
+    """Returns the gradient with respect to an input of these sizes, given that of the output.
 
-    Along an axis with a stride, entries that lie as many apart are seen by the same places of the
-    kernel: they are summed together, and then laid in between each other.
+    Along an axis with a stride, entries that are a stride apart are seen by the same positions of
+    the kernel: they are summed together, and the sums are then interleaved.
     """
     strides = [axis.stride for axis in axes]
     entries = [-(-size // stride) for size, stride in zip(sizes, strides, strict=True)]
@@ -148,12 +151,13 @@ def _of_input(y: Array, kernel: Array, sizes: Sequence[int], axes: Sequence[Axis
 
 
 def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis], like: Array) -> Array:
-    """The convolution again, whose gradient with regard to the kernel is as fast.
+    """Computes the same convolution, with a gradient with respect to the kernel that is as fast.
 
-    That has a place of the kernel after the other (in a loop, which is compiled in a third of the
-    time). The products of some blocks of steps are added up, and then summed by a product of
-    matrices: for a sum XLA would lay out anew what the place sees. (It has two rows, since a
-    product of one is put into a loop with what it sums, and takes ten times as long.)
+    The gradient is computed for one position of the kernel after another (in a loop, which compiles
+    in a third of the time). The products of several blocks of steps are added up, and then summed
+    by a matrix product: for a sum, XLA would copy what the position sees. (The matrix product has
+    two rows, since one with a single row is fused into a loop with its operand, and takes ten times
+    as long.)
     """
     places = jnp.asarray(list(np.ndindex(*kernel.shape[:-1])))
     steps, *windows = like.shape[1:-1]

@@ -1,7 +1,7 @@
-"""How pools are lowered: space by windows, time by the slices that a window is made of.
+"""The lowering of pools: space by windows, time by the slices that make up a window.
 
-The two are reduced apart, in clips as in steps, so that both treat ties and roundings alike.
-Sums of half precision are taken in float32.
+The two are reduced separately, in clips as in steps, so that both treat ties and rounding alike.
+Sums of half precision are computed in float32.
 """
 
 import functools
@@ -20,13 +20,13 @@ from cojax.timing import Axis
 
 
 def pads(axis: Axis, size: int) -> tuple[int, int]:
-    """The padding in front and behind that all windows together reach into."""
+    """Returns the padding before and after into which the windows reach."""
     reach = (axis.length(size) - 1) * axis.stride + axis.extent
     return axis.padding, max(reach - size - axis.padding, 0)
 
 
 def counts(axis: Axis, size: int, include_pad: bool) -> np.ndarray:
-    """How many entries each window averages over."""
+    """Returns the number of entries that each window averages over."""
     starts = np.arange(axis.length(size)) * axis.stride - axis.padding
     taps = starts[:, None] + np.arange(axis.kernel_size) * axis.dilation
     low, high = (-axis.padding, size + axis.padding) if include_pad else (0, size)
@@ -34,7 +34,7 @@ def counts(axis: Axis, size: int, include_pad: bool) -> np.ndarray:
 
 
 def sum_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
-    """Sums of windows over the axes of ``x`` from ``first`` on, of half precision in float32."""
+    """Sums windows over the axes of ``x`` from ``first`` on, half precision in float32."""
     if all(axis == Axis(1, 1, 0, axis.dilation, axis.ceil_mode) for axis in axes):
         return widened(x)
     around = (1,) * first, (1,) * (x.ndim - first - len(axes))
@@ -53,14 +53,17 @@ def sum_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
 
 
 def max_axes(x: Array, axes: Sequence[Axis], first: int) -> Array:
-    """Maxima of windows over the axes of ``x`` from ``first`` on."""
+    """Returns the maxima of windows over the axes of ``x`` from ``first`` on."""
     for i, axis in enumerate(axes, first):
         x = max_axis(x, axis, i)
     return x
 
 
 def max_axis(x: Array, axis: Axis, index: int) -> Array:
-    """The maximum of strided slices: ``reduce_window`` with a dilation has no gradient."""
+    """Returns the maxima of windows along one axis, as the maximum of strided slices.
+
+    ``reduce_window`` with a dilation has no gradient.
+    """
     if axis.kernel_size == 1 and axis.stride == 1 and not axis.padding:
         return x
     windows = axis.length(x.shape[index])
@@ -77,12 +80,12 @@ def max_axis(x: Array, axis: Axis, index: int) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def maximum(x: Array, first: Array | int, axis: int) -> Array:
-    """The maximum along an axis. Its gradient goes to the first entry that has it, as in torch.
+    """Returns the maximum along an axis; its gradient goes to the first maximal entry, as in torch.
 
-    The entries are taken in the order of a ring: the first is number ``first``.
+    Entries are in the order of a ring, of which the first is at index ``first``.
 
-    The derivative of ``jnp.max`` compares every entry with the maximum, which goes wrong where XLA
-    computes what is pooled anew for the comparison, and rounds it differently.
+    The derivative of ``jnp.max`` compares every entry with the maximum. That goes wrong if XLA
+    recomputes the pooled values for the comparison and rounds them differently.
     """
     return jnp.max(x, axis)
 
@@ -93,11 +96,11 @@ def _maximum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     entries = x.shape[axis]
     order = (first + jnp.arange(entries)) % entries
     place = (first + jnp.argmax(jnp.take(x, order, axis), axis)) % entries
-    place = place.astype(np.min_scalar_type(entries))  # a gradient keeps it
+    place = place.astype(np.min_scalar_type(entries))  # small, since the gradient keeps it
 
     @recomputed
     def taken(x: Array, place: Array) -> Array:
-        # By a mask: the gradient of a gather is a scatter, which is slow.
+        # By a mask, since the gradient of a gather is a scatter, which is slow.
         there = lax.broadcasted_iota(place.dtype, x.shape, axis) == jnp.expand_dims(place, axis)
         return jnp.sum(jnp.where(there, x, 0), axis)
 
@@ -105,7 +108,7 @@ def _maximum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def mean_divisor(sizes: Sequence[int], axes: Sequence[Axis], include_pad: bool) -> Array:
-    """What a sum over windows is divided by: the entries in each (at least 1), over the axes."""
+    """Returns the divisors of sums over windows: the number of entries in each, at least 1."""
     divisor = np.ones(())
     for size, axis in zip(sizes, axes, strict=True):
         divisor = np.multiply.outer(divisor, counts(axis, size, include_pad))
@@ -116,7 +119,7 @@ def adaptive(x: Array, output_size: Sequence[int | None], first: int, largest: b
     """Pools the axes from ``first`` on to the given sizes, as torch's adaptive pools do.
 
     Window ``i`` of ``n`` over ``size`` entries spans ``floor(i size / n)`` to
-    ``ceil((i + 1) size / n)``; None keeps an axis.
+    ``ceil((i + 1) size / n)``; None leaves an axis as it is.
     """
     reduce = _kept_maximum if largest else _kept_mean
     for i, windows in enumerate(output_size, first):

@@ -1,14 +1,14 @@
-"""Half precision holds values; what becomes of them is computed in single."""
+"""Precision: values may be stored in half precision, but are summed in single precision."""
 
 import jax.numpy as jnp
 from jax import Array
 
 
 def accumulated(dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype to sum in: float32 at least."""
+    """Returns the dtype to sum in: float32 at least."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def widened(x: Array) -> Array:
-    """The same values in the dtype to sum in."""
+    """Returns the same values in the dtype to sum in."""
     return x.astype(accumulated(x.dtype))

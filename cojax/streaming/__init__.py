@@ -1,1 +1,1 @@
-"""Streams on the host: jitted, donated stepping, saved and resumed."""
+"""Streams on the host: compiled steps with donated state, which can be saved and resumed."""

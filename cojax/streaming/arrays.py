@@ -1,4 +1,4 @@
-"""Recordings in ``.npy`` files, as the steps of a network."""
+"""Reads recordings in ``.npy`` files as the steps of a network."""
 
 import os
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from cojax.streaming.lines import MalformedLineError
 
 
 def load(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array in a file, time first.
+    """Loads the array in a file, time first.
 
     Raises:
-      ValueError: unless it holds an array of real numbers with time and another axis.
+      ValueError: unless it is an array of real numbers with time and at least one more axis.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -29,13 +29,13 @@ def as_steps(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The steps ``(T, *shape)`` of a recording.
 
     Args:
-      array: these steps, or, where ``shape`` is (coordinates, joints, persons), skeletons ``(T,
-        joints, coordinates)`` or ``(T, persons, joints, coordinates)``; persons that are not there
-        are zero, as in the data sets.
+      array: these steps or, if ``shape`` is (coordinates, joints, persons), skeletons ``(T, joints,
+        coordinates)`` or ``(T, persons, joints, coordinates)``. Missing persons are filled with
+        zeros, as in the data sets.
       shape: the shape of a step.
 
     Raises:
-      ValueError: if it is neither.
+      ValueError: if the array has none of these shapes.
     """
     if array.shape[1:] == tuple(shape):
         return array
@@ -52,7 +52,7 @@ def as_steps(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
 
 
 def parse(step: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """A sample ``(1, *shape)`` from a step of an array.
+    """Makes a sample ``(1, *shape)`` of a step of an array.
 
     Raises:
       MalformedLineError: unless all its numbers are finite.

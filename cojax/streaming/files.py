@@ -1,4 +1,4 @@
-"""Stream states in files: written whole or not at all, and refused where they do not belong."""
+"""Files of stream states, written atomically and accepted only by the network that saved them."""
 
 import dataclasses
 import functools
@@ -28,10 +28,10 @@ class StateFileError(ValueError):
 
 @dataclasses.dataclass
 class StateFile:
-    """What a stream needs to go on.
+    """Everything that a stream needs to resume.
 
     Attributes:
-      network: a description of the network, a line a module.
+      network: a description of the network, one line per module.
       weights: a digest of its variables.
       spec: the spec of a step.
       step: the number of steps taken.
@@ -51,7 +51,7 @@ class StateFile:
         return cls(description(net), digest(variables), spec, step, jax.device_get(state))
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file beside the old one, then puts it in its place."""
+        """Writes a temporary file beside the target, then moves it into place."""
         target = Path(path)
         arrays = {f"{i}": _raw(leaf) for i, (_, leaf) in enumerate(_flat(self.state))}
         header = {
@@ -83,7 +83,7 @@ class StateFile:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "StateFile":
-        """Raises a StateFileError for anything but a whole file of this format."""
+        """Reads a file. Raises a StateFileError for anything but a complete file of this format."""
         try:
             content = Path(path).read_bytes()
         except OSError as error:
@@ -115,7 +115,7 @@ class StateFile:
     def require_same(
         self, net: CoModule, variables: Mapping[str, Any], path: str | os.PathLike[str]
     ) -> None:
-        """Raises a StateFileError unless saved by a stream of this network and these variables."""
+        """Raises a StateFileError unless saved by a stream of this network with these variables."""
         for i, (saved, own) in enumerate(
             zip([*self.network, ""], [*description(net), ""], strict=False)
         ):
@@ -132,7 +132,7 @@ class StateFile:
 
 
 def description(net: CoModule) -> list[str]:
-    """The modules of a network with their arguments, a line each, the same in every process."""
+    """The modules of a network with their arguments, one line each, the same in every process."""
     lines = []
     for path, module in walk(net):
         fields = {
@@ -177,7 +177,7 @@ def _flat(state: State) -> list[tuple[list[str], Any]]:
 
 
 def _raw(leaf: Any) -> np.ndarray:
-    """An array that numpy can store: bfloat16 and its like as unsigned integers."""
+    """An array that numpy can store: bfloat16 and similar dtypes as unsigned integers."""
     array = np.asarray(leaf)
     return array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
 
@@ -187,7 +187,7 @@ def _spec(described: Mapping[str, Any]) -> Spec:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last, where the system can."""
+    """Makes a rename durable, where the system supports it."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

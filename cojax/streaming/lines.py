@@ -1,4 +1,4 @@
-"""``cojax stream``: answers samples line by line, as a sensor delivers them."""
+"""``cojax stream``: runs a network on samples line by line, as a sensor delivers them."""
 
 import json
 import math
@@ -13,14 +13,14 @@ from cojax.streaming.stream import Stream
 
 
 class MalformedLineError(ValueError):
-    """A line is not a sample."""
+    """A line does not hold a sample."""
 
 
 def parse(line: str, shape: Sequence[int]) -> np.ndarray:
-    """A sample ``(1, *shape)`` from its numbers, separated by commas or white space.
+    """Parses a sample ``(1, *shape)`` from numbers separated by commas or white space.
 
     Raises:
-      MalformedLineError: unless there are exactly as many numbers as entries, all finite.
+      MalformedLineError: unless there are exactly as many numbers as entries, all of them finite.
     """
     words = line.replace(",", " ").split()
     expected = math.prod(shape)
@@ -48,21 +48,23 @@ def answer(
     save: str | os.PathLike[str] | None = None,
     parse: Callable[[Any, Sequence[int]], np.ndarray] = parse,
 ) -> int:
-    """Answers each line at once with a line.
+    """Takes a step for each line, and immediately writes a line with its output.
 
-    A line is answered by its number and the output: the most probable label and its value where
-    there are labels, else the numbers; ``-`` where the network emits nothing. A malformed line is
-    reported with its number, is not answered, and does not disturb the stream.
+    It writes the number of the line and the output: the most probable label and its value if there
+    are labels, otherwise the numbers; ``-`` if the network emits nothing. A malformed line is
+    reported with its number; nothing is written for it, and the stream is not affected.
 
     Args:
-      stream: the stream, over one-sample batches.
-      lines: the samples, as ``parse`` takes them.
-      out: where answers go.
+      stream: the stream, with a batch size of 1.
+      lines: the samples, in the form that ``parse`` expects.
+      out: where the outputs are written.
       errors: where malformed lines are reported.
       labels: names of the output's entries.
-      as_json: whether answers are JSON objects ``{"line", "output", "label"}``.
+      as_json: whether outputs are written as JSON objects ``{"line", "output"}``, with a "label" if
+        there are labels.
       save: where the stream is saved when the lines end.
-      parse: makes a sample of a line and its shape, or raises a :class:`MalformedLineError`.
+      parse: makes a sample from a line and the sample's shape, or raises a
+        :class:`MalformedLineError`.
 
     Returns:
       The number of malformed lines.
@@ -88,9 +90,10 @@ def answer(
 def _answer(
     number: int, values: np.ndarray | None, labels: Sequence[str] | None, as_json: bool
 ) -> str:
-    label = None
+    label, score = None, 0.0
     if values is not None and labels is not None:
-        label = labels[int(values.reshape(len(labels), -1).mean(axis=1).argmax())]
+        scores = values.reshape(len(labels), -1).mean(axis=1)
+        label, score = labels[int(scores.argmax())], scores.max()
     if as_json:
         content: dict[str, Any] = {
             "line": number,
@@ -100,14 +103,14 @@ def _answer(
     if values is None:
         return f"{number}\t-"
     if label is not None:
-        return f"{number}\t{label}\t{values.max():.3f}"
+        return f"{number}\t{label}\t{score:.3f}"
     return f"{number}\t" + " ".join(f"{value:.6g}" for value in values.ravel())
 
 
 def open_stream(
     net: Any, variables: Any, shape: Sequence[int], state: str | os.PathLike[str] | None
 ) -> Stream:
-    """A stream of samples of this shape: resumed, where its state file exists, else fresh."""
+    """Opens a stream of samples of this shape: resumed if its state file exists, else fresh."""
     if state is not None and Path(state).exists():
         stream = Stream.resume(state, net, variables)
         if stream.spec.shape != (1, *shape):

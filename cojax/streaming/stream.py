@@ -23,8 +23,9 @@ from cojax.frames import (
 from cojax.module import CoModule
 from cojax.streaming.files import StateFile, StateFileError
 
-# Up to this many bytes, variables are compiled into the step as constants: passing each leaf costs
-# more than a microsecond a step (demo network, 2 CPU cores: 54 us a step, against 81 as arguments).
+# Variables of up to this many bytes are compiled into the step as constants: passing each leaf
+# costs more than a microsecond a step (demo network, 2 CPU cores: 54 us a step, against 81 us with
+# the variables as arguments).
 _CONSTANT_BYTES = 4 * 2**20
 
 
@@ -32,9 +33,10 @@ class Stream:
     """Runs a network on a live stream, one step at a time.
 
     The step is compiled once and updates its state in place. In a network with a temporal stride it
-    skips what no output needs (``skip`` of :meth:`CoModule.forward_step`). Calls return as soon as
-    the step is dispatched, like any JAX computation, where it is known beforehand which steps are
-    answered: behind a ``Conditional`` that freezes branches they wait for the answer.
+    skips computations that no output needs (``skip`` of :meth:`CoModule.forward_step`). Calls
+    return as soon as the step is dispatched, like any JAX computation, if it is known in advance
+    which steps emit an output; in a network with a ``Conditional`` that freezes branches it is not,
+    and they wait for the result.
 
     Example::
 
@@ -56,14 +58,14 @@ class Stream:
     def __init__(
         self, net: CoModule, variables: Mapping[str, Any], x_t: Any, dtype: Any = None
     ) -> None:
-        """A fresh stream.
+        """Opens a fresh stream.
 
         Args:
           net: the network.
           variables: its variables, as from ``net.init`` or :func:`cojax.load_torch`.
           x_t: what a step looks like: an array, a ``jax.ShapeDtypeStruct``, or a shape with
             ``dtype`` (default float32); a tuple for several streams.
-          dtype: the dtype, where ``x_t`` is a shape.
+          dtype: the dtype, if ``x_t`` is a shape.
 
         Raises:
           InputError: if such a step does not fit the network.
@@ -93,10 +95,10 @@ class Stream:
           x_t: the step ``(B, C, *S)``; a tuple for several streams.
 
         Returns:
-          The output ``(B, C', *S')`` (a tuple for several streams), or None where none is emitted.
+          The output ``(B, C', *S')`` (a tuple for several streams), or None if none is emitted.
 
         Raises:
-          InputError: if the step has another shape or dtype. The stream stays as it was.
+          InputError: if the step has another shape or dtype. The stream is left unchanged.
         """
         self._check(x_t)
         frames, self._state = self._compiled_step(self._state, self._passed, x_t)
@@ -107,21 +109,21 @@ class Stream:
         return map_streams(_value, frames) if emitted else None
 
     def steps(self, xs: Any, pad_end: bool = False) -> Any:
-        """Takes many steps at once: a recorded past to warm up with, or what a pause has missed.
+        """Takes many steps at once, such as a recorded past to warm up with, or steps missed.
 
         Layers compute the chunk as a whole where they can (``at_once`` of
-        :meth:`CoModule.forward_steps`). Compiles once for every length of chunk.
+        :meth:`CoModule.forward_steps`). This compiles once for every chunk length.
 
         Args:
           xs: the steps ``(B, C, T, *S)``; a tuple for several streams.
-          pad_end: whether the outputs that only end padding brings out follow, as if the stream
-            ended here. The stream itself goes on.
+          pad_end: whether to append the outputs that need end padding, as if the stream ended here.
+            The stream itself goes on.
 
         Returns:
           The outputs ``(B, C', T', *S')``, or None if there are none.
 
         Raises:
-          InputError: if the steps have another shape or dtype. The stream stays as it was.
+          InputError: if the steps have another shape or dtype. The stream is left unchanged.
         """
         self._check(map_streams(_step_of, xs))
         steps = length_of(xs)
@@ -140,29 +142,30 @@ class Stream:
         )
 
     def reset(self) -> None:
-        """Forgets everything: the next step is the first."""
+        """Returns to a fresh state, so that the next step is the first."""
         self._state = self._owned(self.net.init_state(self.spec))
         self.steps_taken = 0
 
     @property
     def variables(self) -> Mapping[str, Any]:
-        """The variables that the stream was made with; they may be compiled in."""
+        """The variables that the stream was made with; they may be compiled into the step."""
         return self._variables
 
     @property
     def state(self) -> State:
-        """A snapshot of the network's state, which the stream does not touch any more."""
+        """A snapshot of the network's state, which later steps do not modify."""
         return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), self._state)
 
     def restore(self, state: State, steps_taken: int) -> None:
-        """Goes on from a snapshot.
+        """Continues from a snapshot.
 
         Args:
           state: the network's state.
-          steps_taken: how many steps led to it, ``stream.steps_taken`` of then.
+          steps_taken: the number of steps that led to it, i.e. ``stream.steps_taken`` at that time.
 
         Raises:
-          InputError: if the state is not one of this network on such steps, or the number negative.
+          InputError: if the state is not one of this network for such steps, or if ``steps_taken``
+            is negative.
         """
         if steps_taken < 0:
             raise InputError(f"a stream has taken 0 steps or more, got {steps_taken=}")
@@ -171,10 +174,10 @@ class Stream:
         self.steps_taken = steps_taken
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the stream's state and place to a file, whole or not at all.
+        """Writes the stream's state and position to a file, atomically.
 
-        A process that resumes from it goes on, bit for bit, where this stream is now. An
-        interrupted save leaves the file before it as it was.
+        A process that resumes from the file continues where this stream is now, bit for bit. An
+        interrupted save leaves an existing file unchanged.
 
         Args:
           path: the file; an existing one is replaced.
@@ -185,7 +188,7 @@ class Stream:
     def resume(
         cls, path: str | os.PathLike[str], net: CoModule, variables: Mapping[str, Any]
     ) -> "Stream":
-        """The stream that was saved to a file.
+        """Resumes the stream that was saved to a file.
 
         Args:
           path: the file.
@@ -215,12 +218,12 @@ class Stream:
         return self.net.apply(variables, state, xs, pad_end, at_once=True, method="forward_steps")
 
     def _owned(self, state: State) -> State:
-        """A copy that may be donated; fresh and restored ones lie alike, or the step recompiles."""
+        """A copy that may be donated, always placed alike so that the step does not recompile."""
         owned = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
         return owned if self._device is None else jax.device_put(owned, self._device)
 
     def _check(self, x: Any) -> None:
-        """Compares a step, or its spec, with those that the stream takes."""
+        """Checks that a step, or its spec, is of the kind that the stream takes."""
         one = isinstance(self.spec, Spec) and hasattr(x, "dtype")
         if one and x.shape == self.spec.shape and x.dtype == self.spec.dtype:
             return

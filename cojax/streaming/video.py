@@ -1,4 +1,4 @@
-"""Video files and cameras, as the steps of a network."""
+"""Reads video files and cameras as the steps of a network."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -7,36 +7,36 @@ from typing import Any
 
 import numpy as np
 
-# Of the pixels, in 0 to 1, that the networks of the zoo were trained on.
+# Of pixels scaled to [0, 1], as the networks of the zoo were trained.
 MEAN, STD = 0.45, 0.225
 
 # Containers round times, many of them to milliseconds.
 _ROUNDING = Fraction(1, 1000)
-# Where times jump by more than this many seconds, the video was cut and not merely slow.
+# If times jump by more than this many seconds, the video was cut and is not merely slow.
 _CUT = 5
-# Durations are announced roughly: less than this many missing seconds say nothing.
+# Announced durations are approximate: fewer missing seconds than this mean nothing.
 _SLACK = Fraction(1, 2)
 
 
 class BrokenVideoError(ValueError):
-    """A video ends before its end, behind the frames that could be read."""
+    """A video breaks off before its end, after the frames that could be read."""
 
 
 class Video:
     """The frames of a file or a camera.
 
     Attributes:
-      source: the file, its URL, or the camera: a number or a ``/dev/video``.
+      source: the file, its URL, or the camera: a number or a ``/dev/video`` device.
       live: whether it is a camera.
-      seconds: how long it says it is, or None.
+      seconds: its duration according to its header; None if unknown.
     """
 
     def __init__(self, source: str) -> None:
-        """Opens it.
+        """Opens the video.
 
         Raises:
           ImportError: if PyAV is not installed.
-          ValueError: if it does not open, or has no video stream.
+          ValueError: if it cannot be opened, or has no video stream.
         """
         self._av = require()
         camera = _camera(source)
@@ -52,7 +52,7 @@ class Video:
             self._container.close()
             raise ValueError(f"{source} has no video stream")
         self._stream = self._container.streams.video[0]
-        if not self.live:  # Threads that each decode a frame hold some back.
+        if not self.live:  # Threads that each decode a frame delay some of them.
             self._stream.thread_type = "AUTO"
         self.seconds = None if self.live else self._announced()
 
@@ -63,10 +63,10 @@ class Video:
         self._container.close()
 
     def frames(self) -> Iterator[tuple[Fraction, Any]]:
-        """The frames, each behind its seconds since the first.
+        """Yields pairs of a time, in seconds since the first frame, and the frame.
 
         Raises:
-          BrokenVideoError: behind the last frame that could be read, if there should be more.
+          BrokenVideoError: after the last frame that could be read, if there should be more.
         """
         reached = Fraction(0)
         first = None
@@ -95,9 +95,9 @@ class Video:
             try:
                 yield from packet.decode()
             except self._av.InvalidDataError:
-                # A camera goes on behind a frame that was garbled on its way.
+                # A camera continues after a frame that was corrupted in transit.
                 if not self.live:
-                    yield from self._stream.decode(None)  # What still waits for its turn.
+                    yield from self._stream.decode(None)  # The frames that are still buffered.
                     raise
 
     def _rate(self) -> Fraction:
@@ -106,7 +106,7 @@ class Video:
     def _announced(self) -> Fraction | None:
         if self._stream.duration is not None:
             return self._stream.duration * self._stream.time_base
-        # That of the container is the longest of its streams'.
+        # The duration of the container is that of its longest stream.
         if self._container.duration is not None and len(self._container.streams) == 1:
             return Fraction(self._container.duration, self._av.time_base)
         return None
@@ -115,17 +115,17 @@ class Video:
 def at_rate(
     frames: Iterable[tuple[Fraction, Any]], fps: Fraction, live: bool = False
 ) -> Iterator[tuple[Fraction, Any]]:
-    """Of timed frames, ``fps`` a second: at each tick the first frame that is not before it.
+    """Samples timed frames ``fps`` times a second: at each tick, the first frame not before it.
 
     Args:
-      frames: frames, each behind its seconds.
-      fps: the ticks of a second.
-      live: whether ticks that pass without a frame are left out: made up for, they would put a
-        network that is slower than its camera ever further behind. Else the next frame stands for
-        all of them.
+      frames: pairs of a time in seconds and a frame.
+      fps: the number of ticks per second.
+      live: whether ticks that pass without a frame are skipped: catching up on them would make a
+        network that is slower than its camera lag further and further. If False, the next frame
+        serves for all of them.
 
     Returns:
-      The frames taken, each behind the seconds of its tick.
+      Pairs of the time of a tick in seconds and the frame sampled at it.
     """
     period = 1 / fps
     due = None
@@ -139,7 +139,7 @@ def at_rate(
 
 
 def image_of(frame: Any, size: int) -> np.ndarray:
-    """The step ``(1, 3, size, size)`` of a frame: upright, scaled, its middle, normalised."""
+    """The step ``(1, 3, size, size)`` of a frame: scaled, centre-cropped, upright, normalised."""
     short = min(frame.width, frame.height)
     width, height = (side * size // short for side in (frame.width, frame.height))
     scaled = frame.reformat(width, height, "rgb24", interpolation="BILINEAR").to_ndarray()
@@ -150,7 +150,7 @@ def image_of(frame: Any, size: int) -> np.ndarray:
 
 
 def require() -> Any:
-    """PyAV; an ImportError where it is not installed."""
+    """Imports PyAV. Raises an ImportError if it is not installed."""
     try:
         import av
     except ImportError as error:
@@ -159,7 +159,7 @@ def require() -> Any:
 
 
 def _camera(source: str) -> tuple[str, str] | None:
-    """The device and FFmpeg's format of a camera, or None for what is a file."""
+    """The device and FFmpeg's format of a camera, or None for a file."""
     if source.startswith("/dev/video"):
         return source, "v4l2"
     if not source.isdecimal():

@@ -1,4 +1,4 @@
-"""``cojax video``: says what happens in a video, while it happens."""
+"""``cojax video``: recognises what happens in a video, while it happens."""
 
 import json
 import os
@@ -14,18 +14,18 @@ from cojax.pictures import pyplot
 from cojax.streaming.stream import Stream
 from cojax.streaming.video import BrokenVideoError, Video, at_rate, image_of
 
-# The frames a second of the videos that the networks of the zoo were trained on.
+# The frames per second of the videos that the networks of the zoo were trained on.
 _TRAINED_FPS = 30
 _BAR = 30
 
 
 class Training(NamedTuple):
-    """What clips a network of the zoo was trained on.
+    """The clips that a network of the zoo was trained on.
 
     Attributes:
-      image_size: the side of the images, in pixels.
+      image_size: the side length of the images, in pixels.
       steps: the length of a clip.
-      apart: how many frames of the video are from step to step, at 30 frames a second.
+      apart: the number of video frames from one step to the next, at 30 frames per second.
     """
 
     image_size: int
@@ -34,7 +34,7 @@ class Training(NamedTuple):
 
     @property
     def fps(self) -> Fraction:
-        """The steps a second."""
+        """The number of steps per second."""
         return Fraction(_TRAINED_FPS, self.apart)
 
 
@@ -48,10 +48,10 @@ TRAINED = {
 
 
 class Prediction(NamedTuple):
-    """What the network says at a time.
+    """A prediction of the network, and its time.
 
     Attributes:
-      seconds: of the frame that brought it, since the first frame.
+      seconds: the time of the frame that led to it, since the first frame.
       probabilities: one for each class.
     """
 
@@ -59,7 +59,7 @@ class Prediction(NamedTuple):
     probabilities: np.ndarray
 
     def best(self, top: int) -> list[int]:
-        """The most probable classes, the first of them first."""
+        """The most probable classes, in order of decreasing probability."""
         return np.argsort(-self.probabilities, kind="stable")[:top].tolist()
 
 
@@ -67,8 +67,8 @@ class Outcome(NamedTuple):
     """How watching ended.
 
     Attributes:
-      complaint: why the video ended before its end, or None.
-      interrupted: whether the user ended it.
+      complaint: why the video broke off before its end, or None if it did not.
+      interrupted: whether the user interrupted it.
     """
 
     complaint: str | None
@@ -76,7 +76,7 @@ class Outcome(NamedTuple):
 
 
 def class_names(path: str | os.PathLike[str]) -> list[str]:
-    """The names of the classes: one a line, or JSON: a list, or numbers by name.
+    """Reads the names of the classes: one per line, or as JSON a list, or numbers by name.
 
     Raises:
       ValueError: if there are none, or the numbers do not count the classes from 0.
@@ -97,7 +97,7 @@ def class_names(path: str | os.PathLike[str]) -> list[str]:
         names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{path} names no classes")
-    return [name.strip('"') for name in names]  # Those of Kinetics come with quotes of their own.
+    return [name.strip('"') for name in names]  # The names of Kinetics are quoted.
 
 
 def watch(
@@ -107,14 +107,14 @@ def watch(
     tell: Callable[[Prediction], None],
     notes: TextIO,
 ) -> Outcome:
-    """Shows a video to a network, and tells what it says as soon as it says it.
+    """Runs a network on a video, and reports each prediction as soon as it is made.
 
     Args:
       video: the video.
-      stream: a fresh stream of images ``(1, 3, size, size)`` to probabilities ``(1, classes)``.
-      fps: the steps a second.
-      tell: is called with each prediction.
-      notes: where the speed is said at the end; on a terminal also how far a file is.
+      stream: a fresh stream from images ``(1, 3, size, size)`` to probabilities ``(1, classes)``.
+      fps: the number of steps per second.
+      tell: called with each prediction.
+      notes: where the speed is reported at the end; on a terminal, also the progress in a file.
     """
     size = stream.spec.shape[-1]
     _compile(stream)
@@ -141,7 +141,7 @@ def watch(
 
 
 def line_of(prediction: Prediction, names: Sequence[str], top: int, as_json: bool) -> str:
-    """A line with the most probable classes: text, or a JSON object ``{"seconds", "top"}``."""
+    """Formats the most probable classes as text, or as a JSON object ``{"seconds", "top"}``."""
     best = [(number, float(prediction.probabilities[number])) for number in prediction.best(top)]
     if as_json:
         classes = [{"class": n, "name": names[n], "probability": p} for n, p in best]
@@ -150,7 +150,7 @@ def line_of(prediction: Prediction, names: Sequence[str], top: int, as_json: boo
 
 
 class Progress:
-    """A bar on a terminal, of a video whose length is known."""
+    """A progress bar on a terminal, for a video of known length."""
 
     def __init__(self, length: Fraction | None, out: TextIO) -> None:
         self.length = length
@@ -158,7 +158,7 @@ class Progress:
         self.shown = bool(length) and out.isatty()
 
     def show(self, seconds: Fraction, rate: float) -> None:
-        """Draws the bar anew."""
+        """Redraws the bar."""
         if self.shown and self.length:
             done = min(_BAR, int(_BAR * seconds / self.length))
             bar = "━" * done + "─" * (_BAR - done)
@@ -167,7 +167,7 @@ class Progress:
             self.out.flush()
 
     def clear(self) -> None:
-        """Takes the bar away, for other lines or for good."""
+        """Removes the bar, to print other lines or for good."""
         if self.shown:
             self.out.write("\r\x1b[K")
             self.out.flush()
@@ -180,7 +180,7 @@ def draw(
     title: str,
     path: str | os.PathLike[str],
 ) -> None:
-    """Draws the probabilities over time of the classes that were the most probable at their best.
+    """Plots the probabilities over time of the classes with the highest peak probabilities.
 
     Raises:
       ImportError: if matplotlib is not installed.
