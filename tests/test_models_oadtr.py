@@ -177,7 +177,7 @@ def test_every_tensor_of_the_reference_is_used_once(name):
     [
         ({"num_blocks": 0}, "num_blocks=0 must be positive"),
         ({"num_encodings": 3}, "num_encodings=3 must be at least sequence_len=4"),
-        ({"num_heads": 3}, "must be a positive multiple of self.num_heads=3"),
+        ({"num_heads": 3}, "must be a multiple of self.num_heads=3"),
         ({"sequence_len": 0}, "sequence_len=0"),
     ],
 )
