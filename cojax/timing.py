@@ -90,8 +90,8 @@ def windowed(time: Axis) -> Timing:
     """Returns the timing of a convolution or a pool with this window along time.
 
     Raises:
-      ValueError: if the padding exceeds ``receptive_field - 1``: the first outputs would see no
-        input.
+      ValueError: if the padding exceeds ``receptive_field - 1``: the first or the last outputs
+        would see no input.
     """
     (padding, end), field = time.pads, time.extent
     if max(padding, end) > field - 1:

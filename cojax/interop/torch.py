@@ -36,8 +36,9 @@ def load_torch(
 ) -> dict[str, Any]:
     """Loads the variables of a network from a PyTorch checkpoint.
 
-    Every tensor is used exactly once and keeps its dtype (float64 becomes float32, as everywhere in
-    JAX, unless x64 is enabled). ``num_batches_tracked`` may be absent, and is then zero.
+    Every tensor is used exactly once. Floating ones keep their dtype (float64 becomes float32, as
+    everywhere in JAX, unless x64 is enabled). ``num_batches_tracked`` may be absent, and is then
+    zero.
 
     Example::
 
@@ -64,6 +65,8 @@ def load_torch(
     Raises:
       CheckpointError: if the file cannot be read, or if the checkpoint does not fit. The message
         then lists every missing, unexpected and mis-shaped entry.
+      TypeError: for a network with variables that have no names in torch, such as those of your own
+        layers.
     """
     state_dict = read(source)
     given: dict[str, Any] = {}
@@ -135,6 +138,7 @@ def to_torch(
 
     Raises:
       CheckpointError: if the variables are not those of the network, or flattened names clash.
+      TypeError: as for :func:`load_torch`.
       ImportError: if torch is not installed.
     """
     torch = _torch("to_torch")
@@ -169,6 +173,7 @@ def save_torch(
     Raises:
       CheckpointError: if the variables are not those of the network, flattened names clash, or
         ``path`` has another suffix.
+      TypeError: as for :func:`load_torch`.
       ImportError: if torch is needed and not installed.
     """
     path = Path(path)

@@ -42,7 +42,7 @@ class Lambda(TimeLocal):
 
     Raises:
       ValueError: at construction, unless there is a function for every mode.
-      InputError: if the function fails on its input.
+      InputError: if the function fails on its input, or changes the length of a clip.
     """
 
     fn: Function | None = None

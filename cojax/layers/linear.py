@@ -41,6 +41,7 @@ class Linear(TimeLocal):
       ``out_features`` along one axis.
 
     Raises:
+      ValueError: at construction, unless both sizes are positive.
       InputError: if the axis has another length or is the time axis, or for a dtype that is not
         floating.
     """

@@ -208,6 +208,7 @@ class _BatchNorm(_RunningNorm):
       ``num_batches_tracked`` ``()``.
 
     Raises:
+      ValueError: at construction, unless ``num_features`` is positive.
       InputError: for an input of the wrong rank or channel count, or a dtype that is not floating;
         for training on one value per channel; for stepping without running statistics.
     """
@@ -338,8 +339,8 @@ class BatchNorm(_BatchNorm):
             assert norm.apply(variables, clip).shape == clip.shape
 
     Attributes:
-      num_features, eps, momentum, affine, track_running_stats, bias, param_dtype: as for
-        :class:`cojax.BatchNorm1d`.
+      num_features, eps, momentum, affine, track_running_stats, bias, scale_init, param_dtype: as
+        for :class:`cojax.BatchNorm1d`.
 
     Shapes:
       clip ``(B, num_features, T, *S)`` and step ``(B, num_features, *S)``, kept.

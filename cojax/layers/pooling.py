@@ -377,7 +377,8 @@ class MaxPool3d(_MaxPool):
 class _AdaptivePool(_TemporalPool):
     """Adaptive pooling: ``forward`` pools the whole clip, a step the last ``kernel_size`` steps.
 
-    The two agree for clips of ``receptive_field`` steps (with a stride of 1 and no padding).
+    The two agree for clips of ``receptive_field`` steps (with a stride of 1, without padding and
+    dilation).
 
     Source: ``torch.nn.AdaptiveAvgPool3d``; ``kernel_size`` is that of ``continual``.
 

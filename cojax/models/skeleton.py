@@ -118,7 +118,8 @@ def cost_gcn(
       steps ``(B, 3, joints, persons)`` to ``(B, classes)``.
 
     Raises:
-      ValueError: for an unknown dataset, or too few frames.
+      ValueError: for an unknown dataset, too few frames, an even ``kernel_size``, no channels or no
+        persons.
       InputError: from the network, for another number of coordinates, joints or persons.
     """
 
