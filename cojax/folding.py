@@ -107,8 +107,8 @@ def foldable(module: CoModule) -> bool:
     """
     if _computes_as(module, Parallel):
         return all(map(foldable, module.children().values()))
-    if isinstance(module, Linear):
-        return _computes_as(module, Linear) and module.channel_dim == 1
+    if _computes_as(module, Linear):
+        return module.channel_dim == 1
     return _computes_as(module, _Conv)
 
 
@@ -122,9 +122,7 @@ def _computes_as(module: CoModule, kind: type[CoModule]) -> bool:
 
 def scale_and_shift(norm: CoModule, variables: Variables) -> tuple[Array, Array] | None:
     """Returns a norm's scale and shift of each channel, or None if they are not constant."""
-    if not isinstance(norm, _BatchNorm) or not norm.track_running_stats:
-        return None
-    if not _computes_as(norm, _BatchNorm):
+    if not _computes_as(norm, _BatchNorm) or not norm.track_running_stats:
         return None
     if "batch_stats" not in variables:
         raise ValueError("the variables lack batch_stats, what a batch norm has measured")

@@ -1,5 +1,6 @@
 """Locates a network's variables in a torch ``state_dict``."""
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -192,8 +193,7 @@ def entries(net: CoModule) -> list[Entry]:
                 "known names in torch"
             )
     specs = declared(net)
-    places = {each: paths for each, paths in uses(net).items() if len(paths) > 1}
-    found = list(_entries(net, specs, (), (), (), places))
+    found = list(_entries(net, specs, uses(net), (), ()))
     known = {path for entry in found for path in entry.paths}
     for path, _ in jax.tree_util.tree_flatten_with_path(specs)[0]:
         keys = tuple(part.key for part in path)
@@ -208,19 +208,16 @@ def entries(net: CoModule) -> list[Entry]:
 def _entries(
     module: CoModule,
     specs: Any,
-    path: tuple[str, ...],
+    places: Mapping[int, list[tuple[str, ...]]],
     names: tuple[str, ...],
     delayed: tuple[str, ...],
-    places: Mapping[int, list[tuple[str, ...]]],
 ) -> Iterator[Entry]:
     # A module that is used in several places has its variables in one of them.
-    for shared in places.get(id(module), ()):
-        other = tuple(map(key, shared))
-        if any(at(specs, (collection, *other)) is not None for collection in specs):
-            path = other
+    paths = [tuple(map(key, place)) for place in places[id(module)]]
     for kind, leaves in _LEAVES.items():
         if isinstance(module, kind):
-            for leaf in leaves(module) if callable(leaves) else leaves:
+            own_leaves = leaves(module) if callable(leaves) else leaves
+            for path, leaf in itertools.product(paths, own_leaves):
                 place = (leaf.collection, *path)
                 own = [at(specs, (*place, part.name)) for part in leaf.parts or (leaf,)]
                 if all(spec is not None for spec in own):
@@ -229,8 +226,7 @@ def _entries(
                     yield Entry((*place, leaf.name), spec, name, long, leaf)
     for name, child in module.children().items():
         wrapped = _wrapped(module, name)
-        inner = (*path, key(name)), (*names, name), (*delayed, *wrapped)
-        yield from _entries(child, specs, *inner, places)
+        yield from _entries(child, specs, places, (*names, name), (*delayed, *wrapped))
 
 
 def _wrapped(module: CoModule, name: str) -> tuple[str, ...]:

@@ -3,15 +3,12 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 
-from cojax.ops.gradient import transposed
-from cojax.ops.windows import lengths, padded, strided
+from cojax.ops.gradient import bilinear, transposed
+from cojax.ops.windows import lengths, output_spec, padded, strided
 from cojax.timing import Axis
 
 _SPACE = "HW"
@@ -56,12 +53,6 @@ def _dimensions(axes: int) -> tuple[str, str, str]:
     return "N" + space + "C", space + "IO", "N" + space + "C"
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _on_cpu(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
-    """Convolves in two dimensions; fast on a CPU, as are its gradients."""
-    return _by_eigen(x, kernel, axes)
-
-
 def _by_eigen(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
     """Convolves in two dimensions, in a form that XLA passes to Eigen.
 
@@ -101,18 +92,7 @@ def _by_eigen(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
     return y.reshape(-1, length, *y.shape[1:])
 
 
-@functools.partial(_on_cpu.defjvp, symbolic_zeros=True)
-def _on_cpu_jvp(axes: tuple[Axis, Axis], primals: Any, tangents: Any) -> tuple[Array, Any]:
-    (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    changes = []
-    if not isinstance(x_dot, SymbolicZero):
-        changes.append(_of_input(x_dot, kernel, axes))
-    if not isinstance(kernel_dot, SymbolicZero):
-        changes.append(_of_kernel(x, kernel_dot, axes))
-    return _on_cpu(x, kernel, axes), functools.reduce(jnp.add, changes)
-
-
-def _of_input(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
+def _by_input(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
     """Convolves such that the transpose with respect to the input is computed by Eigen too.
 
     The transpose takes 6.4 ms instead of 12 (16 images of 64 channels of 28x28, 3x3).
@@ -143,10 +123,10 @@ def _of_input(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
             dimension_numbers=_dimensions(2),
         )
 
-    return transposed(of_output, _output_of(x, kernel, axes))(x)
+    return transposed(of_output, output_spec(x, kernel, axes))(x)
 
 
-def _of_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
+def _by_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
     """Convolves such that the transpose with respect to the kernel is computed by Eigen too.
 
     The transpose convolves the channels one by one, with the output as the kernel and the images as
@@ -174,9 +154,8 @@ def _of_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
         found = lax.slice(found, (0,) * found.ndim, (len(found), *size, found.shape[-1]))
         return jnp.moveaxis(found, 0, -2).reshape(kernel.shape)
 
-    return transposed(of_output, _output_of(x, kernel, axes))(kernel)
+    return transposed(of_output, output_spec(x, kernel, axes))(kernel)
 
 
-def _output_of(x: Array, kernel: Array, axes: Sequence[Axis]) -> jax.ShapeDtypeStruct:
-    shape = (len(x), *lengths(x.shape[1:-1], axes), kernel.shape[-1])
-    return jax.ShapeDtypeStruct(shape, x.dtype)
+# A convolution in two dimensions that is fast on a CPU, as are its gradients.
+_on_cpu = bilinear(_by_eigen, _by_input, _by_kernel)

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 
-from cojax.ops.gradient import recomputed, transposed
+from cojax.ops.gradient import bilinear, recomputed, transposed
 from cojax.ops.precision import widened
-from cojax.ops.windows import lengths, padded, shifted, strided
+from cojax.ops.windows import lengths, output_spec, padded, shifted, strided
 from cojax.timing import Axis
 
 # How many products are added up before they are summed, see _by_kernel.
@@ -80,29 +79,6 @@ def _summed(x: Array, kernel: Array, axes: tuple[Axis, ...]) -> Array:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _along(x: Array, kernel: Array, axes: tuple[Axis, ...]) -> Array:
-    """``_sum_of_products`` over at least one axis, with gradients of the same kind.
-
-    With respect to the input they take 4 ms instead of 28, and with respect to the kernel 5 ms
-    instead of 85 (16 steps of 39x39, 54 channels, 3x3x3).
-    """
-    return _sum_of_products(x, kernel, axes)
-
-
-@functools.partial(_along.defjvp, symbolic_zeros=True)
-def _along_jvp(axes: tuple[Axis, ...], primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    y = _sum_of_products(x, kernel, axes)
-    changes = []
-    if not isinstance(x_dot, SymbolicZero):
-        of_output = functools.partial(_of_input, kernel=kernel, sizes=x.shape[1:-1], axes=axes)
-        changes.append(transposed(of_output, y)(x_dot))
-    if not isinstance(kernel_dot, SymbolicZero):
-        changes.append(_by_kernel(x, kernel_dot, axes, like=y))
-    return y, functools.reduce(jnp.add, changes)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _summed_by_each(x: Array, kernels: Array, axes: tuple[Axis, ...]) -> Array:
     at_once = jnp.moveaxis(kernels, 0, -2)
     at_once = jnp.expand_dims(at_once, range(kernels.ndim - 1, kernels.ndim - 1 + len(axes)))
@@ -150,7 +126,13 @@ def _of_input(y: Array, kernel: Array, sizes: Sequence[int], axes: Sequence[Axis
     return x[:, *map(slice, sizes)]
 
 
-def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis], like: Array) -> Array:
+def _by_input(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
+    """Computes the same convolution, with a gradient with respect to the input that is as fast."""
+    of_output = functools.partial(_of_input, kernel=kernel, sizes=x.shape[1:-1], axes=axes)
+    return transposed(of_output, output_spec(x, kernel, axes))(x)
+
+
+def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
     """Computes the same convolution, with a gradient with respect to the kernel that is as fast.
 
     The gradient is computed for one position of the kernel after another (in a loop, which compiles
@@ -160,7 +142,8 @@ def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis], like: Array) -> Ar
     as long.)
     """
     places = jnp.asarray(list(np.ndindex(*kernel.shape[:-1])))
-    steps, *windows = like.shape[1:-1]
+    output = output_spec(x, kernel, axes)
+    steps, *windows = output.shape[1:-1]
     block = -(-steps // _TERMS)
 
     def of_block(y: Array, x: Array, place: Array, start: int) -> Array:
@@ -182,11 +165,17 @@ def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis], like: Array) -> Ar
             ones = jnp.ones((2, len(total)), total.dtype)
             return jnp.matmul(ones, total, precision=lax.Precision.HIGHEST)[0]
 
-        return transposed(of_output, like)(factor)
+        return transposed(of_output, output)(factor)
 
     def add(y: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
         return y + added(x, *given), None
 
     flat = kernel.reshape(len(places), -1)
-    y, _ = lax.scan(add, jnp.zeros(like.shape, like.dtype), (places, flat))
+    y, _ = lax.scan(add, jnp.zeros(output.shape, output.dtype), (places, flat))
     return y
+
+
+# Over at least one axis, with gradients that are sums of shifted products too: with respect to the
+# input they take 4 ms instead of 28, and with respect to the kernel 5 ms instead of 85 (16 steps of
+# 39x39, 54 channels, 3x3x3).
+_along = bilinear(_sum_of_products, _by_input, _by_kernel)

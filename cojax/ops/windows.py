@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -20,6 +21,12 @@ def padded(x: Array, axes: Sequence[Axis], first: int = 1, mode: str = "zeros") 
 def lengths(sizes: Sequence[int], axes: Sequence[Axis]) -> list[int]:
     """Returns the number of windows over each axis of these sizes."""
     return [axis.length(size) for size, axis in zip(sizes, axes, strict=True)]
+
+
+def output_spec(x: Array, kernel: Array, axes: Sequence[Axis]) -> jax.ShapeDtypeStruct:
+    """Returns the spec of ``(B, *A, C)`` convolved with ``(*K, ..., C')``."""
+    shape = (len(x), *lengths(x.shape[1:-1], axes), kernel.shape[-1])
+    return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
 def thinned(x: Array, axes: Sequence[Axis], first: int = 2) -> Array:
