@@ -14,6 +14,7 @@ import cojax as co
 from cojax.ops.convolution import convolve_clip, convolve_window
 from cojax.ops.dense import convolution
 from cojax.ops.depthwise import depthwise
+from cojax.ops.fast_fir import convolve_by_phases
 from cojax.ops.product import times
 from cojax.timing import Axis
 from tests.laws import clip_of
@@ -216,6 +217,38 @@ def test_large_convolutions_are_those_of_xla_in_every_transformation(name):
         clip_of((2, *size, 4)),
         clip_of((*kernel_size, 4, 3), seed=1),
     )
+
+
+PHASES = {
+    "of 5 taps": (13, 5, Axis(5, 1, 0)),
+    "of 4 taps": (12, 4, Axis(4, 1, 0)),
+    "of 4 taps, odd outputs": (12, 4, Axis(4, 1, 1)),
+    "of the past": (9, 9, Axis(9, 1, 8, uneven=-8)),
+    "of a part": (11, 4, Axis(4, 1, 0, uneven=-3)),
+    "of 2 taps, one output": (2, 2, Axis(2, 1, 0)),
+}
+
+
+@pytest.mark.parametrize("name", PHASES)
+def test_convolutions_by_phases_are_those_of_xla_in_every_transformation(name):
+    size, taps, time = PHASES[name]
+    axes = time, Axis(1, 1, 0)
+    assert_same_in_every_transformation(
+        functools.partial(convolve_by_phases, axes=axes, convolve=convolution),
+        functools.partial(convolved_by_xla, axes=axes),
+        clip_of((2, size, 3, 4)),
+        clip_of((taps, 1, 4, 3), seed=1),
+    )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of what XLA makes of it for a CPU")
+def test_a_large_convolution_along_time_takes_fewer_products():
+    axes = Axis(9, 1, 4), Axis(1, 1, 0)
+    x, kernel = clip_of((2, 100, 50, 64)), clip_of((9, 1, 64, 64), seed=1)
+    convolve = jax.jit(lambda x, kernel: convolution(x, kernel, axes)).lower(x, kernel).compile()
+    plain = jax.jit(lambda x, kernel: convolved_by_xla(x, kernel, axes)).lower(x, kernel).compile()
+    np.testing.assert_allclose(convolve(x, kernel), plain(x, kernel), rtol=1e-4, atol=1e-4)
+    assert convolve.cost_analysis()["flops"] < 0.85 * plain.cost_analysis()["flops"]
 
 
 @pytest.mark.parametrize("name", DEPTHWISE)
