@@ -142,7 +142,11 @@ def _by_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
     along = axes[:1] if axes[1] == Axis(1, 1, 0) else axes
     channels = jnp.moveaxis(jnp.moveaxis(x, -1, 0), 1, -1)
     channels = channels.reshape(*channels.shape[: 1 + len(along)], -1)
-    size = kernel.shape[: len(along)]
+    # With a stride, no output sees the last inputs: they are left out.
+    pads = []
+    for axis, entries in zip(along, x.shape[1:], strict=False):
+        seen = (axis.length(entries) - 1) * axis.stride + axis.extent
+        pads.append((axis.padding, seen - entries - axis.padding))
 
     def of_output(y: Array) -> Array:
         images = jnp.moveaxis(y, 0, -2)
@@ -151,12 +155,10 @@ def _by_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
             channels,
             images,
             window_strides=[axis.dilation for axis in along],
-            padding=[axis.pads for axis in along],
+            padding=pads,
             rhs_dilation=[axis.stride for axis in along],
             dimension_numbers=_dimensions(len(along)),
         )
-        # With a stride, entries that no output saw come after the last position of the kernel.
-        found = lax.slice(found, (0,) * found.ndim, (len(found), *size, found.shape[-1]))
         return jnp.moveaxis(found, 0, -2).reshape(kernel.shape)
 
     return transposed(of_output, output_spec(x, kernel, axes))(kernel)
