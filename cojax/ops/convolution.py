@@ -42,9 +42,10 @@ def convolve_clip(x: Array, kernel: Array, axes: Sequence[Axis], groups: int) ->
     taps = [
         strided(x, 1, tap * time.dilation, steps, time.stride) for tap in range(time.kernel_size)
     ]
-    windows = jnp.stack(taps, axis=-2)
-    y = convolve_window(windows.reshape(-1, *windows.shape[2:]), kernel, space, groups)
-    return y.reshape(*windows.shape[:2], *y.shape[1:])
+    windows = jnp.concatenate([tap.reshape(-1, *tap.shape[2:]) for tap in taps], axis=-1)
+    windows = windows.reshape(*windows.shape[:-1], len(taps), -1)
+    y = convolve_window(windows, kernel, space, groups)
+    return y.reshape(len(x), steps, *y.shape[1:])
 
 
 def convolve_window(window: Array, kernel: Array, space: Sequence[Axis], groups: int) -> Array:
