@@ -1,10 +1,9 @@
 """Continual Inference Networks in JAX: trained on clips, run on streams, one step at a time."""
 
 from cojax import analysis, models
-from cojax.analysis.flops import flops
+from cojax.analysis.costs import flops
 from cojax.analysis.summary import summary
 from cojax.analysis.timeline import timeline
-from cojax.call_mode import call_mode
 from cojax.combinators.conditional import Conditional
 from cojax.combinators.parallel import (
     Broadcast,
@@ -102,6 +101,7 @@ from cojax.layers.positional import RecyclingPositionalEncoding
 from cojax.layers.recurrent import GRU, LSTM, RNN
 from cojax.layers.shape import Reshape
 from cojax.layers.stepping import forward_stepping
+from cojax.modes import call_mode
 from cojax.module import CoModule, TimeLocal
 from cojax.streaming.files import StateFileError
 from cojax.streaming.stream import Stream

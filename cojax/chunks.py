@@ -28,13 +28,13 @@ class Chunk:
       value: ``(B, C, T, *S)``.
       blank: the number of invalid frames at the start; the int 0 if it is known while tracing that
         there are none.
-      last: the position of the last frame among the input steps of the chunk.
+      last_step: the position of the last frame among the input steps of the chunk.
       stride: the number of input steps from one frame to the next.
     """
 
     value: Array
     blank: int | Array = 0
-    last: int | Array = 0
+    last_step: int | Array = 0
     stride: int = 1
 
     @property
@@ -80,26 +80,27 @@ class Chunk:
 
     def leaves(self, value: Array, emitted: "Emitted", timing: Timing) -> "Chunk":
         """Returns the output chunk of a layer of this timing: one output per emitted frame."""
-        last = self.last - (self.steps - 1 - emitted.last) * self.stride
-        return Chunk(value, emitted.blank, last, self.stride * timing.stride)
+        after = (self.steps - 1 - emitted.last_frame) * self.stride
+        last_step = self.last_step - after
+        return Chunk(value, emitted.blank, last_step, self.stride * timing.stride)
 
 
 class Emitted(NamedTuple):
-    """The frames of a chunk at which a layer emits outputs: one stride apart, up to ``last``.
+    """The frames of a chunk at which a layer emits outputs: one stride apart, up to ``last_frame``.
 
     Attributes:
       steps: the number of outputs, including invalid ones.
-      last: the frame at which the last output is emitted.
+      last_frame: the frame at which the last output is emitted.
       blank: the number of invalid outputs, which come first.
     """
 
     steps: int
-    last: int | Array
+    last_frame: int | Array
     blank: int | Array
 
     def frames(self, stride: int) -> Array:
         """Returns the numbers of these frames, ``(steps,)``; negative ones have no output."""
-        return self.last - stride * jnp.arange(self.steps)[::-1]
+        return self.last_frame - stride * jnp.arange(self.steps)[::-1]
 
     def covered(self, joined: Array, field: int, stride: int) -> Array:
         """Returns what the windows of all outputs cover, from the start of the first window on.
@@ -114,7 +115,7 @@ class Emitted(NamedTuple):
         padding = [(0, 0, 0)] * joined.ndim
         padding[1] = (stride - 1, 0, 0)
         joined = lax.pad(joined, jnp.zeros((), joined.dtype), padding)
-        start = self.last - (self.steps - 1) * stride + stride - 1
+        start = self.last_frame - (self.steps - 1) * stride + stride - 1
         size = (self.steps - 1) * stride + field
         return lax.dynamic_slice_in_dim(joined, start, size, axis=1)
 

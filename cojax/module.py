@@ -28,7 +28,6 @@ from flax.linen.kw_only_dataclasses import field
 from jax import Array
 
 from cojax.buffers import counted_together
-from cojax.call_mode import current, require_mode
 from cojax.checks import misfits, require_state, require_static
 from cojax.chunks import Chunk, is_chunk
 from cojax.errors import InputError
@@ -44,6 +43,7 @@ from cojax.frames import (
     without_time,
 )
 from cojax.layout import as_clip, as_step, channels_second
+from cojax.modes import current, require_mode
 from cojax.scanning import (
     arriving,
     arriving_in_scan,
@@ -306,7 +306,7 @@ class CoModule(nn.Module):
 
         whole = not any(isinstance(each, Frame) for each in flat_streams(xs))
         if at_once and steps and whole and self.regular and not train:
-            chunks = map_streams(lambda x: Chunk(jnp.asarray(x), last=steps - 1), xs)
+            chunks = map_streams(lambda x: Chunk(jnp.asarray(x), last_step=steps - 1), xs)
             chunks, state = self.chunk(state, chunks)
             frames = map_streams(lambda each: spread(each, steps), chunks)
         else:

@@ -72,7 +72,7 @@ def spread(chunk: Chunk, steps: int) -> Frame:
     """Returns the frames of a chunk with an entry for each of ``steps`` input steps."""
     if chunk.stride == 1:
         return Frame(chunk.value, chunk.valid)
-    back = chunk.last - jnp.arange(steps)
+    back = chunk.last_step - jnp.arange(steps)
     number = chunk.steps - 1 - back // chunk.stride
     valid = (back >= 0) & (back % chunk.stride == 0) & (number >= chunk.blank)
     return Frame(jnp.take(chunk.value, jnp.where(valid, number, 0), axis=2), valid)

@@ -18,7 +18,8 @@ from tests.laws import clip_of, variables_of
         (lambda: co.Conv1d(1, 1, 3, padding=((2, -1),)), "each at least 0"),
         (lambda: co.Conv1d(1, 1, 3, padding=((1, 0, 0),)), "padding must be an int, or 1 ints"),
         (lambda: co.Conv2d(1, 1, 3, padding=((1, 0),)), "padding must be an int, or 2 ints"),
-        (lambda: co.Conv3d(1, 1, 3, padding="same"), "padding must be an int, or 3 ints"),
+        (lambda: co.Conv3d(1, 1, 3, padding="full"), "padding must be one of 'valid', 'same'"),
+        (lambda: co.Conv3d(1, 1, 3, 2, padding="same"), "for windows without a stride"),
         (lambda: co.Conv1d(3, 4, 1, groups=2), "in_channels=3 must be a multiple"),
         (lambda: co.Conv2d(2, 2, 1, padding_mode="mirror"), "padding_mode must be one of"),
         (lambda: co.Conv2d(2, 2, 1, temporal_fill="ones"), "temporal_fill must be one of"),
@@ -61,6 +62,12 @@ from tests.laws import clip_of, variables_of
 def test_arguments_that_do_not_fit_are_refused_at_construction(build, words):
     with pytest.raises(ValueError, match=words):
         build()
+
+
+def test_padding_by_name_is_that_of_numbers():
+    assert co.Conv2d(1, 1, (3, 4), padding="same").padding == (1, (1, 2))
+    assert co.Conv2d(1, 1, (3, 4), dilation=2, padding="same").padding == (2, 3)
+    assert co.Conv2d(1, 1, (3, 4), padding="valid") == co.Conv2d(1, 1, (3, 4))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import cojax as co
+from cojax.layers.arguments import padded_windows
 
 Kind = Callable[..., co.CoModule]
 
@@ -56,13 +57,9 @@ def like(kind: Kind, names: str) -> Callable[[nn.Module], co.CoModule]:
 
 def conv(kind: Kind, module: Any, **own: Any) -> co.CoModule:
     """A convolution with the arguments of torch's, and the others given."""
-    padding = module.padding
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
-        totals = [d * (k - 1) for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-        padding = [(total // 2, total - total // 2) for total in totals]
-    if module.padding_mode != "zeros" and padding and padding[0] not in (0, (0, 0)):
+    windows = module.kernel_size, module.stride, module.padding, module.dilation
+    time, *_ = padded_windows(len(module.kernel_size), *windows)
+    if module.padding_mode != "zeros" and any(time.pads):
         raise ValueError(
             f"pads time with padding_mode={module.padding_mode!r}: only zeros are known before a "
             "stream begins. Pad space alone, e.g. padding=(0, 1, 1)"
@@ -70,10 +67,7 @@ def conv(kind: Kind, module: Any, **own: Any) -> co.CoModule:
     return kind(
         module.in_channels,
         module.out_channels,
-        module.kernel_size,
-        module.stride,
-        padding,
-        module.dilation,
+        *windows,
         module.groups,
         module.bias is not None,
         module.padding_mode,

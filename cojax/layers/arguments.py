@@ -10,8 +10,9 @@ from cojax.frames import Spec
 from cojax.timing import Axis
 
 IntOrTuple = int | Sequence[int]
-# An int, or one entry for each axis: an int (the same before and after) or a pair of the two.
-Padding = int | Sequence[int | Sequence[int]]
+# An int, or one entry for each axis: an int (the same before and after) or a pair of the two; or
+# "valid" or "same", as in torch.
+Padding = int | str | Sequence[int | Sequence[int]]
 
 
 def per_axis(name: str, value: IntOrTuple, axes: int, minimum: int = 0) -> tuple[int, ...]:
@@ -63,8 +64,25 @@ def padded_windows(
     padding: Padding,
     dilation: IntOrTuple,
 ) -> tuple[Axis, ...]:
-    """Like :func:`windows`, but the padding before and after an axis may differ."""
-    if not isinstance(padding, Sequence) or isinstance(padding, str):
+    """Like :func:`windows`, but the padding before and after an axis may differ, or have a name.
+
+    Raises:
+      ValueError: as :func:`windows`, for other names, and for "same" with a stride.
+    """
+    if isinstance(padding, str):
+        one_of("padding", padding, ("valid", "same"))
+        unpadded = windows(axes, kernel_size, stride, 0, dilation)
+        if padding == "valid":
+            return unpadded
+        if any(axis.stride > 1 for axis in unpadded):
+            raise ValueError(
+                f"padding='same' is for windows without a stride, got {stride=}; give numbers"
+            )
+        return tuple(
+            axis._replace(padding=(axis.extent - 1) // 2, uneven=(axis.extent - 1) % 2)
+            for axis in unpadded
+        )
+    if not isinstance(padding, Sequence):
         return windows(axes, kernel_size, stride, padding, dilation)
     pairs: list[Any] = [
         each if isinstance(each, Sequence) and len(each) == 2 else (each, each) for each in padding

@@ -62,7 +62,8 @@ class _Conv(CoModule):
       in_channels, out_channels: the number of channels of the input and of the output.
       kernel_size, stride, padding, dilation: an int, or one for each axis, time first. The padding
         before and after an axis may differ, and is then given as a pair, as in ``((2, 0), 1, 1)``:
-        with it, a kernel of 3 steps sees a step and the two before it in ``forward`` too.
+        with it, a kernel of 3 steps sees a step and the two before it in ``forward`` too. "same"
+        (without a stride) and "valid" are as in torch; the attribute has the numbers.
       groups: the number of blocks of channels that are convolved separately.
       bias: whether to add a bias.
       padding_mode: how the spatial axes are padded: "zeros", "reflect", "replicate" or "circular".

@@ -11,13 +11,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from cojax.call_mode import current
 from cojax.checks import require_step
 from cojax.errors import InputError
 from cojax.frames import Frame, Signal, Spec, State, select, spec_of, without_time
 from cojax.layers.arguments import one_of, require_positive, require_probability
 from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
+from cojax.modes import current
 from cojax.module import CoModule
 from cojax.ops.product import product, times
 
