@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from cojax.frames import flat_streams
 from cojax.layout import channels_last, channels_second
+from cojax.ops.windows import padded_axis
 from cojax.timing import Timing
 
 
@@ -112,9 +113,7 @@ class Emitted(NamedTuple):
         """
         if stride == 1:
             return joined
-        padding = [(0, 0, 0)] * joined.ndim
-        padding[1] = (stride - 1, 0, 0)
-        joined = lax.pad(joined, jnp.zeros((), joined.dtype), padding)
+        joined = padded_axis(joined, 1, (stride - 1, 0))
         start = self.last_frame - (self.steps - 1) * stride + stride - 1
         size = (self.steps - 1) * stride + field
         return lax.dynamic_slice_in_dim(joined, start, size, axis=1)

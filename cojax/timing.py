@@ -41,6 +41,14 @@ class Axis(NamedTuple):
         """The number of entries from the first to the last in a window, both included."""
         return self.dilation * (self.kernel_size - 1) + 1
 
+    def pads_over(self, size: int) -> tuple[int, int]:
+        """Returns the padding before and after ``size`` entries that the windows see.
+
+        The padding after is negative if no window sees the last entries.
+        """
+        reach = (self.length(size) - 1) * self.stride + self.extent
+        return self.padding, reach - size - self.padding
+
     def length(self, size: int) -> int:
         """Returns the number of windows over ``size`` entries; none starts past the end."""
         room = size + sum(self.pads) - self.extent

@@ -42,6 +42,7 @@ def convolve_clip(x: Array, kernel: Array, axes: Sequence[Axis], groups: int) ->
     taps = [
         strided(x, 1, tap * time.dilation, steps, time.stride) for tap in range(time.kernel_size)
     ]
+    # Stacked before the steps join the batch, XLA would lay the windows out again for the gradient.
     windows = jnp.concatenate([tap.reshape(-1, *tap.shape[2:]) for tap in taps], axis=-1)
     windows = windows.reshape(*windows.shape[:-1], len(taps), -1)
     y = convolve_window(windows, kernel, space, groups)

@@ -104,25 +104,23 @@ def _by_input(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
     """
     mirrored = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     # The padding around the outputs; if there is a stride, they are also dilated.
-    front = [axis.extent - 1 - axis.padding for axis in axes]
-    windows = lengths(x.shape[1:3], axes)
-    behind = [
-        size - 1 - (length - 1) * axis.stride + axis.padding
-        for axis, size, length in zip(axes, x.shape[1:3], windows, strict=True)
-    ]
+    pads = []
+    for axis, size in zip(axes, x.shape[1:3], strict=True):
+        front, behind = axis.pads_over(size)
+        pads.append((axis.extent - 1 - front, axis.extent - 1 - behind))
 
     def of_output(y: Array) -> Array:
         if all(axis.stride == 1 for axis in axes):
             rows, columns = (
                 axis._replace(padding=low, uneven=high - low)
-                for axis, low, high in zip(axes, front, behind, strict=True)
+                for axis, (low, high) in zip(axes, pads, strict=True)
             )
             return _by_eigen(y, mirrored, (rows, columns))
         return lax.conv_general_dilated(
             y,
             mirrored,
             window_strides=(1, 1),
-            padding=list(zip(front, behind, strict=True)),
+            padding=pads,
             lhs_dilation=[axis.stride for axis in axes],
             rhs_dilation=[axis.dilation for axis in axes],
             dimension_numbers=_dimensions(2),
@@ -142,11 +140,7 @@ def _by_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
     along = axes[:1] if axes[1] == Axis(1, 1, 0) else axes
     channels = jnp.moveaxis(jnp.moveaxis(x, -1, 0), 1, -1)
     channels = channels.reshape(*channels.shape[: 1 + len(along)], -1)
-    # With a stride, no output sees the last inputs: they are left out.
-    pads = []
-    for axis, entries in zip(along, x.shape[1:], strict=False):
-        seen = (axis.length(entries) - 1) * axis.stride + axis.extent
-        pads.append((axis.padding, seen - entries - axis.padding))
+    pads = [axis.pads_over(size) for axis, size in zip(along, x.shape[1:], strict=False)]
 
     def of_output(y: Array) -> Array:
         images = jnp.moveaxis(y, 0, -2)

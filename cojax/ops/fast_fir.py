@@ -7,8 +7,9 @@ filtering", IEEE Transactions on Signal Processing, 1991: the fast FIR algorithm
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
+from cojax.ops.windows import padded_axis
 from cojax.timing import Axis
 
 
@@ -33,7 +34,7 @@ def convolve_by_phases(
     taps, length = len(kernel), axis.length(x.shape[1])
     half = -(-length // 2)
     behind = 2 * (half + taps // 2) - axis.padding - x.shape[1]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (axis.padding, behind, 0), *[(0, 0, 0)] * 2])
+    x = padded_axis(x, 1, (axis.padding, behind))
     even, odd = x[:, 0::2], x[:, 1::2]
     even_taps, odd_taps = kernel[0::2], kernel[1::2]
 

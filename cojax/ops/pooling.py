@@ -16,13 +16,14 @@ from jax import Array, lax
 
 from cojax.ops.gradient import recomputed
 from cojax.ops.precision import accumulated, widened
+from cojax.ops.windows import padded_axis, strided
 from cojax.timing import Axis
 
 
 def pads(axis: Axis, size: int) -> tuple[int, int]:
     """Returns the padding before and after into which the windows reach."""
-    reach = (axis.length(size) - 1) * axis.stride + axis.extent
-    return axis.padding, max(reach - size - axis.padding, 0)
+    before, after = axis.pads_over(size)
+    return before, max(after, 0)
 
 
 def counts(axis: Axis, size: int, include_pad: bool) -> np.ndarray:
@@ -67,14 +68,11 @@ def max_axis(x: Array, axis: Axis, index: int) -> Array:
     if axis.kernel_size == 1 and axis.stride == 1 and not axis.padding:
         return x
     windows = axis.length(x.shape[index])
-    padding = [(0, 0, 0)] * x.ndim
-    padding[index] = (*pads(axis, x.shape[index]), 0)
-    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
-    taps = []
-    for tap in range(axis.kernel_size):
-        start = tap * axis.dilation
-        stop = start + (windows - 1) * axis.stride + 1
-        taps.append(lax.slice_in_dim(x, start, stop, axis.stride, index))
+    x = padded_axis(x, index, pads(axis, x.shape[index]), -jnp.inf)
+    taps = [
+        strided(x, index, tap * axis.dilation, windows, axis.stride)
+        for tap in range(axis.kernel_size)
+    ]
     return maximum(jnp.stack(taps), 0, 0)
 
 

@@ -18,6 +18,13 @@ def padded(x: Array, axes: Sequence[Axis], first: int = 1, mode: str = "zeros") 
     return jnp.pad(x, widths, mode=_PAD_MODES[mode]) if any(map(any, widths)) else x
 
 
+def padded_axis(x: Array, index: int, pads: tuple[int, int], value: float = 0) -> Array:
+    """Pads one axis before and after with a value, or crops it where a padding is negative."""
+    padding = [(0, 0, 0)] * x.ndim
+    padding[index] = (*pads, 0)
+    return lax.pad(x, jnp.array(value, x.dtype), padding)
+
+
 def lengths(sizes: Sequence[int], axes: Sequence[Axis]) -> list[int]:
     """Returns the number of windows over each axis of these sizes."""
     return [axis.length(size) for size, axis in zip(sizes, axes, strict=True)]
