@@ -2,14 +2,12 @@
 
 from typing import Any
 
+from cojax.optional import require
+
 
 def pyplot() -> Any:
     """Returns matplotlib's pyplot, drawing to files; raises an ImportError if not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("--plot needs matplotlib: pip install 'cojax[plot]'") from error
-    matplotlib.use("agg")
+    require("matplotlib", "--plot", "matplotlib", "plot").use("agg")
     from matplotlib import pyplot
 
     return pyplot

@@ -14,6 +14,7 @@ from cojax.analysis.timeline import (
     Timeline,
     TimelineRow,
 )
+from cojax.optional import require
 
 # The width of a column, in inches; all other lengths are in columns.
 _COLUMN = 0.26
@@ -31,15 +32,12 @@ def draw(timeline: Timeline, path: str | os.PathLike[str]) -> None:
     Raises:
       ImportError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plot needs matplotlib: pip install 'cojax[plot]'") from error
+    figures = require("matplotlib.figure", "plot", "matplotlib", "plot")
 
     rows, columns = timeline.rows, range(timeline.first, timeline.steps + timeline.end)
     levels = [number * _APART for number in range(len(rows))]
     left, right, bottom, top = columns.start - 1, columns.stop + 1, -3.2, levels[-1] + 1
-    figure = Figure(figsize=((right - left) * _COLUMN, (top - bottom) * _COLUMN))
+    figure = figures.Figure(figsize=((right - left) * _COLUMN, (top - bottom) * _COLUMN))
     axes = figure.add_axes((0, 0, 1, 1), xlim=(left, right), ylim=(bottom, top))
     axes.axis("off")
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from cojax.interop.names import Entry, entries, flattened
 from cojax.module import CoModule
+from cojax.optional import require
 
 Rename = Mapping[str, str] | Callable[[str], str]
 
@@ -183,7 +184,7 @@ def save_torch(
         save_file(_exported(net, variables, delayed_names, flatten), path)
     elif path.suffix in _TORCH_FILES:
         state_dict = to_torch(net, variables, delayed_names, flatten)
-        _torch(f"writing {path.suffix} files").save(state_dict, path)
+        _torch(f"writing {path.suffix} files (unlike .safetensors)").save(state_dict, path)
     else:
         raise CheckpointError(_unknown_suffix(path))
 
@@ -244,7 +245,7 @@ def _read_file(path: Path) -> Any:
             from safetensors.numpy import load_file
 
             return load_file(path)
-        torch = _torch(f"reading {path.suffix} files")
+        torch = _torch(f"reading {path.suffix} files (unlike .safetensors)")
         return torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         raise
@@ -259,14 +260,8 @@ def _unknown_suffix(path: Path) -> str:
     return f"{path} must end in .safetensors, {', '.join(_TORCH_FILES)}"
 
 
-def _torch(what: str) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f"{what} needs torch: pip install 'cojax[torch]' (or use .safetensors, which does not)"
-        ) from error
-    return torch
+def _torch(purpose: str) -> Any:
+    return require("torch", purpose, "torch", "torch")
 
 
 def _half(torch: Any, value: np.ndarray) -> Any:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from cojax.optional import require
+
 # Of pixels scaled to [0, 1], as the networks of the zoo were trained.
 MEAN, STD = 0.45, 0.225
 
@@ -38,7 +40,7 @@ class Video:
           ImportError: if PyAV is not installed.
           ValueError: if it cannot be opened, or has no video stream.
         """
-        self._av = require()
+        self._av = require("av", "reading videos", "PyAV", "video")
         camera = _camera(source)
         self.source = source
         self.live = camera is not None
@@ -147,15 +149,6 @@ def image_of(frame: Any, size: int) -> np.ndarray:
     middle = scaled[top : top + size, left : left + size]
     upright = np.rot90(middle, round(frame.rotation / 90))
     return ((upright.astype(np.float32) / 255 - MEAN) / STD).transpose(2, 0, 1)[None]
-
-
-def require() -> Any:
-    """Imports PyAV. Raises an ImportError if it is not installed."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("reading videos needs PyAV: pip install 'cojax[video]'") from error
-    return av
 
 
 def _camera(source: str) -> tuple[str, str] | None:
