@@ -22,3 +22,11 @@ def quick_compilation():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def own_registrations(monkeypatch):
+    """What a test registers for conversion holds for it alone."""
+    from cojax.interop import convert
+
+    monkeypatch.setattr(convert, "_registered", {})

@@ -1,5 +1,7 @@
 """Norms beside torch: clips, training, and the steps that are refused."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -209,3 +211,55 @@ def test_the_variables_of_torch_load():
     np.testing.assert_allclose(
         net.apply(co.load_torch(net, module.state_dict()), x), y, **TOLERANCE
     )
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.7, None])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_trains_as_in_torch(momentum, affine):
+    net = co.BatchNorm2d(3, momentum=momentum, affine=affine)
+    variables = random_variables(net, 1)
+    peer = to_torch_nn(net, variables).train()
+    train = jax.jit(lambda v, x: net.apply(v, x, train=True, mutable="batch_stats"))
+    for seed in range(3):
+        x = 1 + 2 * clip_of((2, 3, 5, 4), seed)
+        y, updated = train(variables, x)
+        variables = {**variables, **updated}
+        np.testing.assert_allclose(y, peer(torch.from_numpy(np.array(x))).detach(), **TOLERANCE)
+        for name, tensor in co.to_torch(net, variables).items():
+            torch.testing.assert_close(tensor, peer.state_dict()[name], rtol=1e-5, atol=1e-6)
+    x = clip_of((2, 3, 5, 4), 9)
+    y = peer.eval()(torch.from_numpy(np.array(x))).detach()
+    np.testing.assert_allclose(net.apply(variables, x), y, **TOLERANCE)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_batch_norm_without_running_statistics_equals_torch(train):
+    net, x = co.BatchNorm1d(3, track_running_stats=False), clip_of((2, 3, 6))
+    variables = random_variables(net, 0)
+    peer = to_torch_nn(net, variables).train(train)
+    y, updated = net.apply(variables, x, train=train, mutable="batch_stats")
+    assert not updated
+    np.testing.assert_allclose(y, peer(torch.from_numpy(np.array(x))).detach(), **TOLERANCE)
+
+
+def test_a_network_trains_as_in_torch_gradients_included():
+    net = co.Sequential(
+        co.Conv1d(3, 4, 3, padding=1),
+        co.BatchNorm1d(4),
+        co.SiLU(),
+        co.BroadcastReduce(co.Conv1d(4, 2, 3, stride=2), co.Conv1d(4, 2, 5, stride=2, padding=1)),
+    )
+    variables, x = random_variables(net, 2), clip_of((2, 3, 9))
+    stats = {"batch_stats": variables["batch_stats"]}
+
+    def loss(params: Any) -> Any:
+        y, updated = net.apply({"params": params, **stats}, x, train=True, mutable="batch_stats")
+        return jnp.sum(jnp.sin(y)), updated
+
+    grads, updated = jax.jit(jax.grad(loss, has_aux=True))(variables["params"])
+    peer = to_torch_nn(net, variables).train()
+    torch.sin(peer(torch.from_numpy(np.array(x)))).sum().backward()
+    expected = {name: parameter.grad for name, parameter in peer.named_parameters()}
+    for name, tensor in co.to_torch(net, {"params": grads, **updated}).items():
+        reference = expected[name] if name in expected else peer.state_dict()[name]
+        torch.testing.assert_close(tensor, reference, rtol=1e-4, atol=1e-5)

@@ -1,13 +1,146 @@
-"""What checkpoints say when they do not fit. (That those that fit do fit, test_peers shows.)"""
+"""Checkpoints: those that fit compute what torch does, the others are refused with a reason."""
 
+from collections import OrderedDict
+from typing import Any
+
+import continual
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import save_file
+from torch import nn
 
 import cojax as co
 from tests.laws import assert_same_bits, clip_of, variables_of
+
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
+
+# Those that fit.
+
+# continual calls torch's state_dict with positional arguments.
+CONTINUALS_STATE_DICT = pytest.mark.filterwarnings(
+    "ignore:Positional args are being deprecated:FutureWarning"
+)
+
+
+def small_network() -> co.CoModule:
+    return co.Sequential(
+        co.Conv1d(3, 4, 3, padding=1),
+        co.BatchNorm1d(4),
+        co.ReLU(),
+        co.AvgPool1d(2),
+        co.Linear(4, 5, channel_dim=1),
+    )
+
+
+class Small(nn.Sequential):
+    """The same in torch, with random statistics."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv1d(3, 4, 3, padding=1),
+            nn.BatchNorm1d(4),
+            nn.ReLU(),
+            nn.AvgPool1d(2),
+            nn.Linear(4, 5),
+        )
+        self.train()(torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0)))
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        *layers, head = self
+        for layer in layers:
+            x = layer(x)
+        return head(x.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def assert_loaded(variables: Any, module: nn.Module) -> None:
+    x = clip_of((2, 3, 8))
+    with torch.no_grad():
+        y = module(torch.from_numpy(np.array(x)))
+    np.testing.assert_allclose(small_network().apply(variables, x), y, **TOLERANCE)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".pyth", ".ckpt"])
+@pytest.mark.parametrize("nested", [(), ("state_dict",), ("model_state",), ("model",)])
+def test_torch_files_load(tmp_path, suffix, nested):
+    module, path = Small(), tmp_path / f"weights{suffix}"
+    content = module.state_dict()
+    for name in nested:
+        content = {name: content, "epoch": 3}
+    torch.save(content, path)
+    assert_loaded(co.load_torch(small_network(), path), module)
+
+
+def test_safetensors_load(tmp_path):
+    module = Small()
+    safetensors.torch.save_file(module.state_dict(), tmp_path / "weights.safetensors")
+    assert_loaded(co.load_torch(small_network(), tmp_path / "weights.safetensors"), module)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_files_written_load_in_torch_and_here(tmp_path, suffix):
+    net, path = small_network(), tmp_path / f"weights{suffix}"
+    variables = variables_of(net, 3)
+    co.save_torch(path, net, variables)
+    module = Small()
+    state_dict = (
+        torch.load(path, weights_only=True)
+        if suffix == ".pt"
+        else safetensors.torch.load_file(path)
+    )
+    module.load_state_dict(state_dict, strict=True)
+    assert_loaded(variables, module)
+    assert_same_bits(co.load_torch(net, path), variables, "written and read")
+
+
+def test_renamed_entries_load_by_a_mapping_and_by_a_function():
+    module = Small()
+    given = {f"backbone.{name}": tensor for name, tensor in module.state_dict().items()}
+    mapping = {name: name.removeprefix("backbone.") for name in given}
+    for rename in (mapping, lambda name: name.removeprefix("backbone.")):
+        assert_loaded(co.load_torch(small_network(), given, rename=rename), module)
+
+
+@CONTINUALS_STATE_DICT
+def test_flattened_names_load():
+    module = continual.Sequential(
+        continual.Sequential(OrderedDict(conv=continual.Conv1d(3, 4, 3))),
+        continual.Sequential(OrderedDict(norm=nn.BatchNorm1d(4))),
+    ).eval()
+    flat = module.state_dict(flatten=True)
+    assert "conv.weight" in flat
+    net = co.Sequential(
+        co.Sequential({"conv": co.Conv1d(3, 4, 3)}), co.Sequential({"norm": co.BatchNorm1d(4)})
+    )
+    x = clip_of((2, 3, 7))
+    y = net.apply(co.load_torch(net, flat, flatten=True), x)
+    with torch.no_grad():
+        np.testing.assert_allclose(y, module.forward(torch.from_numpy(np.array(x))), **TOLERANCE)
+
+
+@CONTINUALS_STATE_DICT
+@pytest.mark.parametrize("by_file", [True, False])
+def test_the_names_of_branches_that_continual_delays_load(tmp_path, by_file):
+    module = continual.BroadcastReduce(
+        continual.Conv1d(3, 3, 3, padding=1), continual.Conv1d(3, 3, 5, padding=2)
+    ).eval()
+    assert "0.0.weight" in module.state_dict()
+    source: Any = module.state_dict()
+    if by_file:
+        source = tmp_path / "weights.pt"
+        torch.save(module.state_dict(), source)
+    net = co.BroadcastReduce(co.Conv1d(3, 3, 3, padding=1), co.Conv1d(3, 3, 5, padding=2))
+    variables, x = co.load_torch(net, source), clip_of((2, 3, 7))
+    with torch.no_grad():
+        y = module.forward(torch.from_numpy(np.array(x)))
+    np.testing.assert_allclose(net.apply(variables, x), y, **TOLERANCE)
+    module.load_state_dict(co.to_torch(net, variables, delayed_names=True), strict=True)
+
+
+# Those that do not.
 
 
 @pytest.fixture
