@@ -10,8 +10,8 @@ from cojax.combinators.parallel import (
     BroadcastReduce,
     Parallel,
     ParallelDispatch,
-    Reduce,
 )
+from cojax.combinators.reduce import Reduce
 from cojax.combinators.residual import Residual
 from cojax.combinators.sequential import Sequential
 from cojax.combinators.transformer import (

@@ -42,32 +42,20 @@ class Counter(NamedTuple):
         return self.exact > 0 or self.period > 1
 
     def of(self, state: State) -> Array | int:
-        """Returns the count of the valid frames before this one."""
+        """Returns the number of valid frames before."""
         return state["count"] if self.needed else 0
 
-    def advance(self, state: State, valid: bool | Array) -> State:
+    def advance(self, state: State, flow: Signal | Chunk) -> State:
+        """Returns the state after a signal's frame, or after a chunk's frames."""
         if not self.needed:
             return {}
-        count = state["count"] + 1
-        count = jnp.where(count == self.exact + self.period, self.exact, count)
-        return {"count": select(valid, count, state["count"])}
-
-    def advance_by(self, state: State, frames: int | Array) -> State:
-        """Returns the state after ``frames`` more valid frames."""
-        if not self.needed:
-            return {}
-        count = state["count"] + frames
-        cyclic = self.exact + (count - self.exact) % self.period
-        return {"count": jnp.where(count < self.exact + self.period, count, cyclic)}
-
-    def emits(self, state: State, timing: Timing) -> bool | Array:
-        """Returns whether a layer of this timing emits on this frame."""
-        count = self.of(state)
-        if timing.delay == 0 and timing.stride == 1:
-            return True
-        if timing.stride == 1:
-            return count >= timing.delay
-        return (count >= timing.delay) & ((count - timing.delay) % timing.stride == 0)
+        before, wrapped = state["count"], self.exact + self.period
+        if isinstance(flow, Chunk):
+            count = before + flow.valid_steps
+            cyclic = self.exact + (count - self.exact) % self.period
+            return {"count": jnp.where(count < wrapped, count, cyclic)}
+        count = jnp.where(before + 1 == wrapped, self.exact, before + 1)
+        return {"count": select(flow.valid, count, before)}
 
 
 def counted_together(state: State) -> State:
@@ -164,13 +152,32 @@ def _oldest_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return _oldest(ring, count), masked(tangents[0], count)
 
 
-def shown(ring: Array, frame: Array, count: Array | int, places: Any) -> Array:
+def replicated(
+    ring: Array, frame: Array, count: Array | int, signal: Signal
+) -> tuple[Array, Array]:
+    """Returns a ring and the frame to write to it, where a stream's ends are filled by copies.
+
+    The stream's first frame fills the ring, and frames past its end are copies of the newest.
+
+    Args:
+      ring: ``(B, n, *S, C)``; the oldest frame is at ``count % n``.
+      frame: the current frame, ``(B, *S, C)``.
+      count: the number of frames written before.
+      signal: the signal that the frame is computed from.
+    """
+    ring = jnp.where((count == 0) & signal.valid, frame[:, None], ring)
+    if not signal.always_real:
+        newest = read(ring, (count - 1) % ring.shape[1])
+        frame = jnp.where(signal.past > 0, newest, frame)
+    return ring, frame
+
+
+def shown(ring: Array, frame: Array, places: Any) -> Array:
     """Returns a window ``(B, *S, k, C)``: frames of a ring in a given order, and the current frame.
 
     Args:
-      ring: the previous frames, ``(B, n, *S, C)``; the oldest is at ``count % n``.
+      ring: the previous frames, ``(B, n, *S, C)``.
       frame: the current frame, ``(B, *S, C)``.
-      count: the number of frames written before.
       places: the positions of the frames to include, before reduction modulo ``n``.
     """
     slots = ring.shape[1]
@@ -234,16 +241,13 @@ class DelayLine(NamedTuple):
 
     def push(self, state: State, flow: Signal | Chunk) -> "Pushed":
         """Adds a signal's frame, or a chunk's frames, to the line."""
+        after = self.counter.advance(state, flow)
+        if not self.length:
+            return Pushed(flow, state, after, None)
         if isinstance(flow, Chunk):
-            after = self.counter.advance_by(state, flow.valid_steps)
-            if not self.length:
-                return Pushed(flow, state, after, None)
             frames = joined(state["ring"], state["count"], flow)
             after["ring"] = rolled(frames, self.length, after["count"])
             return Pushed(flow, state, after, frames)
-        after = self.counter.advance(state, flow.valid)
-        if not self.length:
-            return Pushed(flow, state, after, None)
         frame = channels_last(flow.value)
         oldest, count = read_before_write(state["ring"], state["count"], frame)
         after["ring"] = write(state["ring"], frame, count, flow.valid)
@@ -274,11 +278,9 @@ class Pushed(NamedTuple):
         length = self.before["ring"].shape[1]
         if isinstance(self.flow, Chunk):
             start = length - steps
-            frames = self.memory[:, start : start + self.flow.steps]
-            emitted = self.flow.emitted(count, timing)
-            return self.flow.leaves(channels_second(frames), emitted, timing)
-        if steps == length:
+            value = self.memory[:, start : start + self.flow.steps]
+        elif steps == length:
             value = self.memory
         else:
             value = read(self.after["ring"], (count - steps) % length)
-        return self.flow.leaves(channels_second(value), count >= steps, timing)
+        return self.flow.leaves(channels_second(value), self.flow.emitted(count, timing), timing)

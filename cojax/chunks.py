@@ -61,6 +61,10 @@ class Chunk:
         value = channels_last(self.value)
         return channels_second(jnp.where(valid, value, jnp.zeros((), value.dtype)))
 
+    def tidied(self) -> "Chunk":
+        """Returns the chunk itself, which every module that computes with it cleans."""
+        return self
+
     def becomes(self, value: Array) -> "Chunk":
         """Returns the same frames with another value."""
         return dataclasses.replace(self, value=value)
@@ -76,8 +80,8 @@ class Chunk:
         newest = count + self.valid_steps - 1  # counted from the stream's first valid frame
         last = self.steps - 1 - (newest - timing.delay) % timing.stride
         first = self.blank + jnp.maximum(timing.delay - count, 0)
-        answers = jnp.maximum((last - first) // timing.stride + 1, 0)
-        return Emitted(steps, last, steps - answers)
+        valid = jnp.maximum((last - first) // timing.stride + 1, 0)
+        return Emitted(steps, last, steps - valid)
 
     def leaves(self, value: Array, emitted: "Emitted", timing: Timing) -> "Chunk":
         """Returns the output chunk of a layer of this timing: one output per emitted frame."""

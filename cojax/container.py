@@ -1,4 +1,4 @@
-"""The base of modules that hold other modules."""
+"""The bases of modules that hold other modules."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,11 +11,41 @@ from cojax.frames import State
 from cojax.module import CoModule, advance
 
 
-class Container(CoModule):
-    """Holds modules by name, in a fixed order.
+class Parent(CoModule):
+    """Runs its children by name; an InputError says in which child it was raised.
 
-    A child's variables and state are stored under ``layers_<name>``, where ``<name>`` is its part
-    of the torch path: torch ``0.conv.weight`` is ``layers_0/layers_conv/kernel``.
+    Subclasses hold the children in a field ``layers``. A child's variables and state are stored
+    under ``layers_<name>``, where ``<name>`` is its part of the torch path: torch ``0.conv.weight``
+    is ``layers_0/layers_conv/kernel``.
+    """
+
+    @nn.nowrap
+    def child_spec(self, name: str, x: Any) -> Any:
+        """Returns the spec of the child's output, for an input of spec ``x``."""
+        with located(key(name)):
+            return self.children()[name].output_spec(x)
+
+    @nn.nowrap
+    def child_state(self, name: str, x: Any) -> State:
+        """Returns the child's state before its first step, for steps of spec ``x``."""
+        with located(key(name)):
+            return self.children()[name].fresh_state(x)
+
+    @nn.nowrap
+    def child_clip(self, name: str, x: Any, train: bool) -> Any:
+        """Returns the child's output for a clip."""
+        with located(key(name)):
+            return self.children()[name].clip(x, train=train)
+
+    @nn.nowrap
+    def child_step(self, name: str, state: State, flow: Any, train: bool) -> tuple[Any, State]:
+        """Advances the child by a step or a chunk, from its part of the parent's state."""
+        with located(key(name)):
+            return advance(self.children()[name], state.get(key(name), {}), flow, train)
+
+
+class Container(Parent):
+    """Holds modules by name, in a fixed order.
 
     Attributes:
       layers: the modules by name.
@@ -29,35 +59,16 @@ class Container(CoModule):
     def children(self) -> Mapping[str, CoModule]:
         return {name: self.layers[name] for name in self.order}
 
-    # The methods of one child, by its name; an InputError says in which child it was raised.
-
     @nn.nowrap
-    def child_spec(self, name: str, x: Any) -> Any:
-        """Returns the spec of the child's output, for an input of spec ``x``."""
-        with located(key(name)):
-            return self.layers[name].output_spec(x)
+    def flow_through(self, state: State, flow: Any, train: bool) -> tuple[Any, State]:
+        """Advances the children by signals or by chunks, which they are composed alike for."""
+        raise NotImplementedError
 
-    @nn.nowrap
-    def child_state(self, name: str, x: Any) -> State:
-        """Returns the child's state before its first step, for steps of spec ``x``."""
-        with located(key(name)):
-            return self.layers[name].fresh_state(x)
-
-    @nn.nowrap
-    def child_clip(self, name: str, x: Any, train: bool) -> Any:
-        """Returns the child's output for a clip."""
-        with located(key(name)):
-            return self.layers[name].clip(x, train=train)
-
-    @nn.nowrap
-    def child_step(self, name: str, state: State, flow: Any, train: bool) -> tuple[Any, State]:
-        """Advances the child by a step or a chunk, from its part of the container's state."""
-        with located(key(name)):
-            return advance(self.layers[name], state.get(key(name), {}), flow, train)
+    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+        return self.flow_through(state, signal, train)
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        # A container's step advances its children by whatever flows, be it a step or a chunk.
-        return self.step(state, chunk)
+        return self.flow_through(state, chunk, train=False)
 
 
 def named(

@@ -11,7 +11,7 @@ from jax import Array, lax
 
 from cojax.combinators.parallel import Parallel
 from cojax.combinators.sequential import Sequential
-from cojax.container import key
+from cojax.container import Parent, key
 from cojax.layers.closure import Identity
 from cojax.layers.conv import _Conv
 from cojax.layers.linear import Linear
@@ -88,10 +88,9 @@ def within(
     module: CoModule, variables: Variables, pairs: list[tuple[str, str]]
 ) -> tuple[CoModule, Variables]:
     """Folds each of the modules that a module holds in ``layers``, and these pairs of them."""
-    children = module.children()
-    if not children or not isinstance(getattr(module, "layers", None), Mapping):
+    if not isinstance(module, Parent):
         return module, variables
-    folded = {name: fold(child, _of(variables, name)) for name, child in children.items()}
+    folded = {name: fold(child, _of(variables, name)) for name, child in module.children().items()}
     for before, norm in pairs:
         affine = scale_and_shift(*folded[norm])
         if affine is not None and foldable(folded[before][0]):
@@ -115,8 +114,8 @@ def foldable(module: CoModule) -> bool:
 def _computes_as(module: CoModule, kind: type[CoModule]) -> bool:
     """Returns whether a module is of this kind and does not override how it computes."""
     return isinstance(module, kind) and all(
-        getattr(type(module), method) is getattr(kind, method)
-        for method in ("clip", "step", "chunk")
+        getattr(type(module), method, None) is getattr(kind, method, None)
+        for method in ("clip", "step", "chunk", "flow_through")
     )
 
 

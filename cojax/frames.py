@@ -117,6 +117,13 @@ class Signal:
         """Returns the same frame with another value."""
         return dataclasses.replace(self, value=value, tidy=False)
 
+    def emitted(self, count: int | Array, timing: Timing) -> bool | Array:
+        """Returns whether a layer emits at this frame, if ``count`` valid ones precede it."""
+        if timing.delay == 0 and timing.stride == 1:
+            return True
+        warm = count >= timing.delay
+        return warm if timing.stride == 1 else warm & ((count - timing.delay) % timing.stride == 0)
+
     def leaves(self, value: Array, emits: bool | Array, timing: Timing) -> "Signal":
         """Returns the output of a layer of this timing: valid if this frame is and ``emits``."""
         valid = self.valid if emits is True else jnp.logical_and(self.valid, emits)

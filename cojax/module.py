@@ -29,7 +29,7 @@ from jax import Array
 
 from cojax.buffers import counted_together
 from cojax.checks import misfits, require_state, require_static
-from cojax.chunks import Chunk, is_chunk
+from cojax.chunks import Chunk, is_chunk, met
 from cojax.errors import InputError
 from cojax.frames import (
     Frame,
@@ -447,7 +447,7 @@ class CoModule(nn.Module):
 class TimeLocal(CoModule):
     """A module without memory: a step is computed as a clip of one step.
 
-    Subclasses implement ``clip``, for any number of steps.
+    Subclasses implement ``clip``, for any number of steps, from one stream or several to one.
 
     Example::
 
@@ -464,10 +464,12 @@ class TimeLocal(CoModule):
     """
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        return signal.becomes(as_step(self.clip(as_clip(signal.clean()), train=train))), state
+        clips = map_streams(lambda each: as_clip(each.clean()), signal)
+        return met(flat_streams(signal), as_step(self.clip(clips, train=train))), state
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        return chunk.becomes(self.clip(chunk.clean())), state
+        clips = map_streams(lambda each: each.clean(), chunk)
+        return met(flat_streams(chunk), self.clip(clips)), state
 
 
 def advance(module: CoModule, state: State, flow: Any, train: bool) -> tuple[Any, State]:

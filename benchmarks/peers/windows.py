@@ -152,7 +152,7 @@ def _(net: Any, options: Options) -> nn.Module:
 
 @only(in_continual, *_ADAPTIVE_2D, *_ADAPTIVE_3D)
 def _(net: Any, options: Options) -> nn.Module:
-    fill = _max_fill(net) if net.maximum else net.temporal_fill
+    fill = _max_fill(net) if net.largest else net.temporal_fill
     sizes = {n: getattr(net, n)[0] for n in ("kernel_size", "stride", "padding", "dilation")}
     return getattr(continual, type(net).__name__)(net.output_size, **sizes, temporal_fill=fill)
 
@@ -232,7 +232,7 @@ class _WindowByWindow(nn.Module):
                 (1, *getattr(net, name)[1:]) for name in ("kernel_size", "stride", "dilation")
             )
             arguments: dict[str, Any] = {"dilation": dilation}
-            if not net.maximum:
+            if not net.largest:
                 arguments = {"count_include_pad": net.count_include_pad}
                 arguments |= {} if net.divisor_override is None else {"divisor_override": 1}
             self.space = getattr(nn, type(net).__name__)(
@@ -251,7 +251,7 @@ class _WindowByWindow(nn.Module):
         if self.fills:
             taps = [min(max(tap, 0), steps - 1) for tap in taps]
         seen = [tap for tap in taps if 0 <= tap < steps]
-        if net.maximum:
+        if net.largest:
             return x[:, :, seen].amax(2) if seen else torch.full_like(x[:, :, 0], -torch.inf)
         padded = [tap for tap in taps if -net.padding[0] <= tap < steps + net.padding[0]]
         counted = padded if net.count_include_pad else seen

@@ -10,7 +10,7 @@ from cojax.analysis.macs import Macs, macs_of
 from cojax.analysis.observe import Call, observe_clip, observe_step
 from cojax.analysis.table import listed, number, table
 from cojax.frames import flat_streams, length_of, map_streams, step_spec, without_time
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import require_one_of
 from cojax.module import CoModule
 from cojax.timing import Timing
 
@@ -144,7 +144,7 @@ def flops(net: CoModule, x: Any, mode: str = "forward_step") -> Flops:
         assert macs.per_input == (6 * 16 * 3 + 16 * 4 * 3) / 2
         assert macs.cycle == (6 * 16 * 3 + 16 * 4 * 3, 0)
     """
-    one_of("mode", mode, ("forward", "forward_step", "forward_steps", "forward_stream"))
+    require_one_of("mode", mode, ("forward", "forward_step", "forward_steps", "forward_stream"))
     spec, timing = step_spec(x), net.timing
     if mode == "forward_step":
         root = observe_step(net, spec)

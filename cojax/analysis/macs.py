@@ -29,13 +29,13 @@ from cojax.combinators.parallel import (
     BroadcastReduce,
     Parallel,
     ParallelDispatch,
-    Reduce,
 )
+from cojax.combinators.reduce import Reduce
 from cojax.combinators.sequential import Sequential
 from cojax.combinators.transformer import TransformerEncoderLayer
 from cojax.frames import Signal, Spec, flat_streams
 from cojax.layers.activation import _Activation
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import require_one_of
 from cojax.layers.attention import (
     RetroactiveMultiheadAttention,
     WindowMultiheadAttention,
@@ -118,7 +118,7 @@ def register_macs(*types: type[CoModule], mode: str | None = None) -> Callable[[
 
         assert co.flops(Neighbours(joints=5), (1, 8, 5)).macs.matmul == 8 * 5 * 5
     """
-    one_of("mode", mode, (None, *_REGISTERED))
+    require_one_of("mode", mode, (None, *_REGISTERED))
 
     def register(function: Count) -> Count:
         for kind in types:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cojax.analysis.observe import Call, observe_step
 from cojax.frames import step_spec
+from cojax.layers.arguments import require_positive
 from cojax.module import CoModule
 from cojax.timing import Timing
 
@@ -128,8 +129,7 @@ def timeline(net: CoModule, x_t: Any, steps: int | None = None) -> Timeline:
     """
     if steps is None:
         steps = max(10, net.timing.delay + 2 * net.timing.stride + 1)
-    if steps < 1:
-        raise ValueError(f"{steps=} must be positive")
+    require_positive(steps=steps)
     makers = list(_makers(observe_step(net, step_spec(x_t))))
     numbers: dict[Call | None, int] = {None: 0}
     numbers |= {call: number for number, call in enumerate(makers, start=1)}

@@ -15,7 +15,7 @@ from cojax.combinators.parallel import _Branches
 from cojax.container import keep, key, named
 from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, select, spec_of, without_time
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import require_one_of
 from cojax.layers.closure import Identity
 from cojax.module import CoModule
 
@@ -85,7 +85,7 @@ class Conditional(_Branches):
                 "the predicate must be callable with (module, x, train), got "
                 f"{predicate!r}: {error}"
             ) from error
-        one_of("advance", advance, ("always", "taken"))
+        require_one_of("advance", advance, ("always", "taken"))
         branches: list[Any] = []
         if layers is None:  # Otherwise Flax rebuilds the module from its fields.
             branches = [on_true, Identity() if on_false is None else on_false]
@@ -164,19 +164,20 @@ class Conditional(_Branches):
             state["choice"] = jnp.zeros(decision.shape, decision.dtype)
         return state
 
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+    @nn.nowrap
+    def flow_through(self, state: State, flow: Any, train: bool) -> tuple[Any, State]:
         line, shifts = self._line, self.shifts()
-        late = line.push(state.get("late", {}), signal)
+        late = line.push(state.get("late", {}), flow)
         held = {name: late.held(shifts[name]) for name in self.order}
         branches = {name: state.get(key(name), {}) for name in self.order}
 
-        frame = signal.clean()
-        choice = self._decide(frame[:, :, 0] if is_chunk(signal) else frame, train)
+        frame = flow.clean()
+        choice = self._decide(frame[:, :, 0] if is_chunk(flow) else frame, train)
         if isinstance(choice, bool):
             taken = "0" if choice else "1"
             output, branches[taken] = self._branch_step(taken, branches, held, train)
         else:
-            choice = select(signal.real, choice, state["choice"])
+            choice = select(flow.real, choice, state["choice"])
             if self.advance == "taken":
                 output, branches = self._step_taken(choice, branches, held, train)
             else:

@@ -1,37 +1,30 @@
-"""Modules that broadcast, process in parallel, dispatch and reduce several streams.
+"""Modules that broadcast, dispatch and process several streams in parallel.
 
 Branches of unequal delay are aligned automatically: a branch that would emit ``n`` steps before the
 slowest is fed ``n`` steps late. Delaying its *input* is always correct; delaying its output would
 be correct only if the branch's stride divides ``n``.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
-from jax import Array
 
 from cojax.buffers import DelayLine
-from cojax.chunks import Chunk, is_chunk, met
+from cojax.chunks import Chunk
+from cojax.combinators.reduce import (
+    Reduction,
+    reduced,
+    reduced_spec,
+    reduction,
+    require_one_length,
+)
 from cojax.container import Container, keep, named
 from cojax.errors import InputError
-from cojax.frames import Signal, State, flat_streams, map_streams, with_time, without_time
+from cojax.frames import Signal, State, flat_streams, map_streams
 from cojax.layers.arguments import require_positive
-from cojax.layout import as_clip, as_step, channels_last, channels_second
-from cojax.module import CoModule, TimeLocal
+from cojax.module import CoModule
 from cojax.timing import Timing, in_parallel
-
-Reduction = str | Callable[[Sequence[Array]], Array]
-
-_REDUCTIONS: dict[str, Callable[[Sequence[Array]], Array]] = {
-    "sum": functools.partial(functools.reduce, jnp.add),
-    "mul": functools.partial(functools.reduce, jnp.multiply),
-    "max": functools.partial(functools.reduce, jnp.maximum),
-    "concat": functools.partial(jnp.concatenate, axis=-1),
-}
 
 
 class _Routing(CoModule):
@@ -143,95 +136,6 @@ def _checked_mapping(mapping: Any) -> Any:
     )
 
 
-class Reduce(TimeLocal):
-    """Reduces several streams to one.
-
-    Source: ``continual.Reduce``.
-
-    Example::
-
-        x = jnp.ones((1, 3, 5))
-        assert co.Reduce("sum").apply({}, (x, x)).max() == 2
-        assert co.Reduce("concat").apply({}, (x, x)).shape == (1, 6, 5)
-
-    Attributes:
-      reduce: "sum", "mul", "max", "concat" (of channels), or a function of a sequence of clips
-        ``(B, C, T, *S)`` (of length 1 while stepping).
-
-    Shapes:
-      a tuple of streams of broadcastable shapes to a stream.
-
-    Raises:
-      ValueError: at construction, for an unknown reduction.
-      InputError: for a single stream, or streams that cannot be reduced.
-    """
-
-    reduce: Reduction = "sum"
-
-    def __post_init__(self) -> None:
-        reduction(self.reduce)
-        super().__post_init__()
-
-    def output_spec(self, x: Any) -> Any:
-        return reduced_spec(self.reduce, x)
-
-    def clip(self, x: Any, train: bool = False) -> Any:
-        _require_one_length([clip.shape[2] for clip in x])
-        return reduction(self.reduce)(x)
-
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        return reduced(self.reduce, signal), state
-
-    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        return reduced(self.reduce, chunk), state
-
-
-def reduction(reduce: Reduction) -> Callable[[Sequence[Array]], Array]:
-    """Returns the function of clips that performs a reduction, given by name or as a function."""
-    if callable(reduce):
-        return reduce
-    if reduce not in _REDUCTIONS:
-        choices = ", ".join(map(repr, _REDUCTIONS))
-        raise ValueError(f"reduce must be a function or one of {choices}, got {reduce!r}")
-    return functools.partial(_reduced, _REDUCTIONS[reduce])
-
-
-def _reduced(function: Callable[[Sequence[Array]], Array], xs: Sequence[Array]) -> Array:
-    if len({x.ndim for x in xs}) > 1:
-        return function(xs)
-    return channels_second(function([channels_last(x) for x in xs]))
-
-
-def reduced_spec(reduce: Reduction, streams: Any) -> Any:
-    """Returns the spec of the reduction of streams of these specs."""
-    if not isinstance(streams, tuple) or any(isinstance(s, tuple) for s in streams):
-        raise InputError("a reduction takes several streams, none of them grouped; Broadcast first")
-    try:
-        y = jax.eval_shape(lambda *xs: reduction(reduce)(xs), *map(with_time, streams))
-    except (TypeError, ValueError) as error:
-        shapes = ", ".join(str(stream.shape) for stream in streams)
-        raise InputError(
-            f"steps of shapes {shapes} cannot be reduced by {reduce!r}: {error}"
-        ) from error
-    return without_time(y)
-
-
-def _require_one_length(lengths: Sequence[int]) -> None:
-    if len(set(lengths)) > 1:
-        raise InputError(
-            f"the streams to reduce have {list(lengths)} steps; pad the branches alike, or crop "
-            "with Delay(auto_shrink=...) or residual_shrink"
-        )
-
-
-def reduced(reduce: Reduction, flows: Any) -> Any:
-    """Returns the reduction of frames, or of chunks."""
-    values = [flow.clean() for flow in flows]
-    if is_chunk(flows):
-        return met(flows, reduction(reduce)(values))
-    return met(flows, as_step(reduction(reduce)([as_clip(value) for value in values])))
-
-
 class _Branches(Container):
     """Modules that run in parallel, aligned to the slowest."""
 
@@ -331,9 +235,10 @@ class Parallel(_Branches):
                 late[name] = {str(i): line for i, line in enumerate(lines)}
         return keep(states, late)
 
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+    @nn.nowrap
+    def flow_through(self, state: State, flow: Any, train: bool) -> tuple[Any, State]:
         shifts, states, late, outputs = self.shifts(), {}, {}, []
-        for name, stream in self._each(signal):
+        for name, stream in self._each(flow):
             if shifts[name]:
                 stream, late[name] = _held_back(state["late"][name], stream, shifts[name])
             output, states[name] = self.child_step(name, state, stream, train)
@@ -413,17 +318,17 @@ class BroadcastReduce(_Branches):
 
     def clip(self, x: Any, train: bool = False) -> Any:
         # By their timing, since an adaptive pool reduces a clip to one step, which is broadcast.
-        _require_one_length([c.timing.n_out(x.shape[2]) for c in self.children().values()])
+        require_one_length([c.timing.n_out(x.shape[2]) for c in self.children().values()])
         return reduction(self.reduce)([self.child_clip(name, x, train) for name in self.order])
 
     def fresh_state(self, x: Any) -> State:
         states = {name: self.child_state(name, x) for name in self.order}
         return keep(states, self._line.fresh(x))
 
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+    @nn.nowrap
+    def flow_through(self, state: State, flow: Any, train: bool) -> tuple[Any, State]:
         line, shifts, states, outputs = self._line, self.shifts(), {}, []
-        signal = signal if isinstance(signal, Chunk) else signal.tidied()
-        late = line.push(state.get("late", {}), signal)
+        late = line.push(state.get("late", {}), flow.tidied())
         for name in self.order:
             held = late.held(shifts[name])
             output, states[name] = self.child_step(name, state, held, train)

@@ -1,7 +1,8 @@
 """Residual connections."""
 
-from cojax.combinators.parallel import BroadcastReduce, Reduction
-from cojax.layers.arguments import one_of
+from cojax.combinators.parallel import BroadcastReduce
+from cojax.combinators.reduce import Reduction
+from cojax.layers.arguments import require_one_of
 from cojax.layers.delay import Delay
 from cojax.module import CoModule
 
@@ -39,8 +40,10 @@ def Residual(  # noqa: N802 - a module by its name in continual
       ValueError: if the module has a temporal stride; if it shrinks a clip and ``residual_shrink``
         is False, or "centered" while the shrinkage is odd; if it makes a clip longer.
     """
-    one_of("temporal_fill", temporal_fill, (None, "zeros", "replicate"))
-    one_of("residual_shrink", residual_shrink, (False, True, "centered", "lagging", "leading"))
+    require_one_of("temporal_fill", temporal_fill, (None, "zeros", "replicate"))
+    require_one_of(
+        "residual_shrink", residual_shrink, (False, True, "centered", "lagging", "leading")
+    )
     timing = module.timing
     shrinks_by = timing.delay - timing.end
     if timing.stride != 1:

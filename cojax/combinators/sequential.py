@@ -87,21 +87,22 @@ class Sequential(Container):
             x = self.child_spec(name, x)
         return keep(states)
 
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        return self._run(self.order, state, signal, train)
+    @nn.nowrap
+    def flow_through(self, state: State, flow: Any, train: bool) -> tuple[Any, State]:
+        return self._run(self.order, state, flow, train)
 
     @nn.nowrap
     def _run(
-        self, names: tuple[str, ...], state: State, signal: Any, train: bool
+        self, names: tuple[str, ...], state: State, flow: Any, train: bool
     ) -> tuple[Any, State]:
         states: dict[str, State] = {}
         for number, name in enumerate(names, 1):
             child, behind = self.layers[name], names[number:]
-            signal, states[name] = self.child_step(name, state, signal, train)
-            if behind and child.timing.stride > 1 and _may_skip(signal):
-                signal, after = self._run_if_valid(behind, state, signal, train)
-                return signal, {**keep(states), **after}
-        return signal, keep(states)
+            flow, states[name] = self.child_step(name, state, flow, train)
+            if behind and child.timing.stride > 1 and _may_skip(flow):
+                flow, after = self._run_if_valid(behind, state, flow, train)
+                return flow, {**keep(states), **after}
+        return flow, keep(states)
 
     @nn.nowrap
     def _run_if_valid(
@@ -143,6 +144,6 @@ def _nothing(spec: Spec) -> Frame:
 def _require_specs(given: Any, declared: Any) -> None:
     if given != declared:
         raise TypeError(
-            f"modules behind a stride answer steps of {given}, but by their output_spec of "
+            f"modules after a stride output steps of {given}, but their output_spec declares "
             f"{declared}"
         )

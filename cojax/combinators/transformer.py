@@ -15,7 +15,7 @@ from cojax.combinators.sequential import Sequential
 from cojax.container import Container, keep, named
 from cojax.frames import Spec, State
 from cojax.layers.activation import GELU, ReLU
-from cojax.layers.arguments import one_of, require_positive
+from cojax.layers.arguments import require_one_of, require_positive
 from cojax.layers.attention import (
     RetroactiveMultiheadAttention,
     SingleOutputMultiheadAttention,
@@ -94,7 +94,8 @@ class TransformerEncoderLayer(Container):
     def fresh_state(self, x: Any) -> State:
         return keep({name: self.child_state(name, x) for name in ("residual", "self_attn")})
 
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
+    @nn.nowrap
+    def flow_through(self, state: State, flow: Any, train: bool) -> tuple[Any, State]:
         states: dict[str, State] = {}
 
         def run(flow: Any, *names: str) -> Any:
@@ -105,7 +106,7 @@ class TransformerEncoderLayer(Container):
         def plus(one: Any, other: Any) -> Any:
             return met([one, other], one.clean() + other.clean())
 
-        return self._encoded(signal, run, plus), keep(states)
+        return self._encoded(flow, run, plus), keep(states)
 
     @nn.nowrap
     def _encoded(self, x: Any, run: Callable[..., Any], plus: Callable[[Any, Any], Any]) -> Any:
@@ -184,7 +185,7 @@ class TransformerEncoderLayerFactory:
 
     def __post_init__(self) -> None:
         if isinstance(self.activation, str):
-            one_of("activation", self.activation, tuple(_ACTIVATIONS))
+            require_one_of("activation", self.activation, tuple(_ACTIVATIONS))
 
     def __call__(self, mha_type: str, query_index: int = -1) -> TransformerEncoderLayer:
         """Returns the encoder layer with this type of attention.
@@ -196,7 +197,7 @@ class TransformerEncoderLayerFactory:
         Raises:
           ValueError: for another type, or arguments that cannot be combined.
         """
-        one_of("mha_type", mha_type, _TYPES)
+        require_one_of("mha_type", mha_type, _TYPES)
         if mha_type == "regular":
             return self._around(self._attention(WindowMultiheadAttention), Identity())
         if mha_type == "regular_single_output":

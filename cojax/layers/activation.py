@@ -16,7 +16,7 @@ from jax.typing import ArrayLike, DTypeLike
 from cojax.checks import require_floating, require_step
 from cojax.errors import InputError
 from cojax.frames import Spec
-from cojax.layers.arguments import one_of, require_positive
+from cojax.layers.arguments import require_one_of, require_positive
 from cojax.layers.axes import non_temporal
 from cojax.layout import channels_last, channels_second
 from cojax.module import TimeLocal
@@ -241,7 +241,7 @@ class GELU(_Activation):
     approximate: str = "none"
 
     def __post_init__(self) -> None:
-        one_of("approximate", self.approximate, ("none", "tanh"))
+        require_one_of("approximate", self.approximate, ("none", "tanh"))
         super().__post_init__()
 
     def of(self, x: Array) -> Array:

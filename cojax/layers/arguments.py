@@ -70,7 +70,7 @@ def padded_windows(
       ValueError: as :func:`windows`, for other names, and for "same" with a stride.
     """
     if isinstance(padding, str):
-        one_of("padding", padding, ("valid", "same"))
+        require_one_of("padding", padding, ("valid", "same"))
         unpadded = windows(axes, kernel_size, stride, 0, dilation)
         if padding == "valid":
             return unpadded
@@ -123,7 +123,7 @@ def require_probability(**shares: float) -> None:
             raise ValueError(f"{name}={share!r} must be a probability")
 
 
-def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+def require_one_of(name: str, value: object, allowed: Sequence[object]) -> None:
     """Raises a ValueError unless the value is one of those allowed."""
     if not any(value is option or value == option for option in allowed):
         choices = ", ".join(repr(option) for option in allowed)

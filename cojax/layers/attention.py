@@ -17,7 +17,9 @@ from cojax.buffers import Counter, following, read, rolled, unrolled, windows, w
 from cojax.chunks import join, met
 from cojax.errors import InputError
 from cojax.frames import Spec, State, flat_streams, map_streams
+from cojax.layers.arguments import require_positive
 from cojax.layers.multihead import MultiheadAttention, heads_first, three_streams
+from cojax.module import TimeLocal
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -27,10 +29,7 @@ class _StreamAttention(MultiheadAttention):
     sequence_len: int | None = None
 
     def __post_init__(self) -> None:
-        if self.sequence_len is None or self.sequence_len < 1:
-            raise ValueError(
-                f"{self.sequence_len=} must be the number of tokens that attend to each other"
-            )
+        require_positive(sequence_len=self.sequence_len)
         super().__post_init__()
 
     @property
@@ -100,7 +99,7 @@ class _StreamAttention(MultiheadAttention):
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
         tokens = map_streams(lambda each: each.clean(), signal)
         arrived, count = met(flat_streams(signal), flat_streams(tokens)[0]), self._counter.of(state)
-        after = self._counter.advance(state, arrived.valid)
+        after, emitted = self._counter.advance(state, arrived), arrived.emitted(count, self.timing)
         new = self._new(state, tokens)
         key, value = _keys_and_values_in(new)
         among = [(key[..., None, :], value[..., None, :])]
@@ -114,7 +113,7 @@ class _StreamAttention(MultiheadAttention):
             if name in new:
                 after[name] = write(ring, new[name], count, arrived.valid, axis=ring.ndim - 2)
         y = self._answer(found)
-        return arrived.leaves(y, self._counter.emits(state, self.timing), self.timing), after
+        return arrived.leaves(y, emitted, self.timing), after
 
     def _asks(self, memory: Array | None, query: Array, count: Array | int) -> Array:
         """Returns a step's queries ``(B, H, Q, D)``, given a ring of old ones and the newest."""
@@ -128,7 +127,7 @@ class _StreamAttention(MultiheadAttention):
         tokens = map_streams(lambda each: jnp.moveaxis(each.clean(), 2, 1), chunk)
         arrived = met(flat_streams(chunk), flat_streams(chunk)[0].value)
         count = self._counter.of(state)
-        after = self._counter.advance_by(state, arrived.valid_steps)
+        after = self._counter.advance(state, arrived)
         every = self._new(state, tokens)
         for name, ring in state.items():
             if name in every:
@@ -330,7 +329,7 @@ class RetroactiveMultiheadAttention(_StreamAttention):
         return jnp.swapaxes(found, 1, 2)
 
 
-class WindowMultiheadAttention(MultiheadAttention):
+class WindowMultiheadAttention(MultiheadAttention, TimeLocal):
     """Attention among the tokens of a window, all given at once as the last axis of every step.
 
     It is used after :class:`RetroactiveMultiheadAttention`, or over any spatial axis.
@@ -365,7 +364,7 @@ class WindowMultiheadAttention(MultiheadAttention):
             return query
         tokens = query.shape[2]
         if not -tokens <= self.query_index < tokens:
-            raise InputError(f"query_index={self.query_index} is no place among {tokens} tokens")
+            raise InputError(f"query_index={self.query_index} is out of range for {tokens} tokens")
         return Spec(query.shape[:2], query.dtype)
 
     def clip(self, x: Any, train: bool = False) -> Array:
@@ -380,11 +379,3 @@ class WindowMultiheadAttention(MultiheadAttention):
         query = heads_first(self._queries(query))
         y = jnp.moveaxis(self._attention(query, (key, value), train=train), -1, 1)
         return y if self.query_index is None else jnp.squeeze(y, -1)
-
-    def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        x = map_streams(lambda each: jnp.expand_dims(each.clean(), 2), signal)
-        return met(flat_streams(signal), jnp.squeeze(self.clip(x, train), 2)), state
-
-    def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        x = map_streams(lambda each: each.clean(), chunk)
-        return met(flat_streams(chunk), self.clip(x)), state

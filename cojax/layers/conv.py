@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 from cojax.buffers import (
     Counter,
     following,
-    read,
     read_before_write,
+    replicated,
+    ring,
     rolled,
     shown,
     unrolled,
@@ -26,14 +27,14 @@ from cojax.frames import Signal, Spec, State, select
 from cojax.layers.arguments import (
     IntOrTuple,
     Padding,
-    one_of,
     padded_windows,
+    require_one_of,
     require_positive,
     spatial_lengths,
 )
 from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer, fan_in_uniform
-from cojax.layout import channels_last, channels_second
+from cojax.layout import channels_last, channels_second, spec_last
 from cojax.module import CoModule
 from cojax.ops.convolution import contributions, convolve_clip, convolve_window
 from cojax.ops.gradient import recomputed
@@ -113,8 +114,10 @@ class _Conv(CoModule):
         for name, channels in sizes.items():
             if channels % self.groups:
                 raise ValueError(f"{name}={channels} must be a multiple of {self.groups=}")
-        one_of("padding_mode", self.padding_mode, ("zeros", "reflect", "replicate", "circular"))
-        one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
+        require_one_of(
+            "padding_mode", self.padding_mode, ("zeros", "reflect", "replicate", "circular")
+        )
+        require_one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
         if self.padding_mode != "zeros" and not self.space and any(axes[0].pads):
             raise ValueError(
                 f"{self.padding_mode=} concerns the spatial axes, of which Conv1d has none; "
@@ -190,16 +193,12 @@ class _Conv(CoModule):
         memory = self.timing.receptive_field - 1
         if not memory:
             return self._counter.fresh()
-        if self._keeps_sums:
-            y = self.output_spec(x)
-            sums = jnp.zeros((y.shape[0], memory, *y.shape[2:], y.shape[1]), y.dtype)
-            return {"sums": sums, **self._counter.fresh()}
-        window = jnp.zeros((x.shape[0], memory, *x.shape[2:], x.shape[1]), x.dtype)
-        return {"window": window, **self._counter.fresh()}
+        name, kept = ("sums", self.output_spec(x)) if self._keeps_sums else ("window", x)
+        return {name: ring(spec_last(kept), memory), **self._counter.fresh()}
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         x = channels_last(signal.clean())
-        count, after = self._counter.of(state), self._counter.advance(state, signal.valid)
+        count, after = self._counter.of(state), self._counter.advance(state, signal)
         if self._keeps_sums:
             y, after["sums"] = self._added(state["sums"], x, count, signal)
         elif self.timing.receptive_field > 1:
@@ -208,7 +207,7 @@ class _Conv(CoModule):
             x, space = self._padded(x, first=1)
             y = self._convolved(jnp.expand_dims(x, -2), space)
         y = channels_second(y)
-        return signal.leaves(y, self._counter.emits(state, self.timing), self.timing), after
+        return signal.leaves(y, signal.emitted(count, self.timing), self.timing), after
 
     def _added(
         self, sums: Array, x: Array, count: Array | int, signal: Signal
@@ -235,29 +234,26 @@ class _Conv(CoModule):
         begins = (ahead == 0).reshape(-1, *(1,) * (x.ndim - 1))
         taps = (slots - ahead) % slots
         last, added = parts(x, kernel, taps)
-        begun = recomputed(jnp.where)(begins, 0, sums)
-        sums = select(signal.valid, begun + added, sums)
+        before = recomputed(jnp.where)(begins, 0, sums)
+        sums = select(signal.valid, before + added, sums)
         return self._biased(oldest + last), sums
 
     def _shown(
-        self, ring: Array, x: Array, count: Array | int, signal: Signal
+        self, inputs: Array, x: Array, count: Array | int, signal: Signal
     ) -> tuple[Array, Array]:
-        """Returns the output for the ring and this step, and the ring with this step written."""
+        """Returns the output for the last inputs and this one, and their ring with this written."""
         time = self._axes[0]
         if self.temporal_fill == "replicate":
-            ring = jnp.where(count == 0, x[:, None], ring)
-            if not signal.always_real:
-                newest = read(ring, (count - 1) % ring.shape[1])
-                x = jnp.where(signal.past > 0, newest, x)
+            inputs, x = replicated(inputs, x, count, signal)
         places = count + time.dilation * np.arange(time.kernel_size - 1)
-        window, space = self._padded(shown(ring, x, count, places), first=1)
+        window, space = self._padded(shown(inputs, x, places), first=1)
         y = self._convolved(window, space)
-        return y, write(ring, x, following(count, y), signal.valid)
+        return y, write(inputs, x, following(count, y), signal.valid)
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         timing, count = self.timing, self._counter.of(state)
         x = channels_last(chunk.clean())
-        after = self._counter.advance_by(state, chunk.valid_steps)
+        after = self._counter.advance(state, chunk)
         if self._keeps_sums:
             return self._chunk_of_sums(state, chunk, x, after)
         if timing.receptive_field > 1:

@@ -10,7 +10,7 @@ from jax import Array
 from cojax.buffers import Counter, DelayLine, joined, ring, rolled, unrolled, windows, write
 from cojax.chunks import Chunk
 from cojax.frames import Signal, Spec, State
-from cojax.layers.arguments import one_of, require_positive
+from cojax.layers.arguments import require_one_of, require_positive
 from cojax.layout import channels_last, spec_last
 from cojax.module import CoModule
 from cojax.timing import Axis, Timing, windowed
@@ -45,16 +45,16 @@ class _Held(CoModule):
         return self._line.fresh(x)
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
-        line = self._line
-        pushed = line.push(state, signal)
-        emits = line.counter.emits(state, self.timing)
-        return signal.leaves(pushed.held(self._held).value, emits, self.timing), pushed.after
+        return self._delayed(state, signal)
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
+        return self._delayed(state, chunk)
+
+    def _delayed(self, state: State, flow: Any) -> tuple[Any, State]:
         line = self._line
-        pushed = line.push(state, chunk)
-        emitted = chunk.emitted(line.counter.of(state), self.timing)
-        return chunk.leaves(pushed.held(self._held).value, emitted, self.timing), pushed.after
+        pushed = line.push(state, flow)
+        emitted = flow.emitted(line.counter.of(state), self.timing)
+        return flow.leaves(pushed.held(self._held).value, emitted, self.timing), pushed.after
 
 
 class Delay(_Held):
@@ -110,11 +110,11 @@ class Delay(_Held):
         self._construct(steps=steps, temporal_fill=temporal_fill, auto_shrink=shrink, **linen)
 
     def __post_init__(self) -> None:
-        one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
+        require_one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
         if not isinstance(self.steps, int | np.integer) or self.steps < 0:
             raise ValueError(f"Delay takes a number of steps, none negative, got {self.steps!r}")
         if not isinstance(self.auto_shrink, tuple):
-            one_of("auto_shrink", self.auto_shrink, (True, False, "centered", "lagging"))
+            require_one_of("auto_shrink", self.auto_shrink, (True, False, "centered", "lagging"))
         front, back = self._crop
         if front < 0 or not 0 <= back <= self.steps:
             raise ValueError(
@@ -224,16 +224,16 @@ class Window(CoModule):
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         if self.steps == 1:
             return signal.becomes(signal.value[..., None]), state
-        count, after = self._counter.of(state), self._counter.advance(state, signal.valid)
+        count, after = self._counter.of(state), self._counter.advance(state, signal)
         after["ring"] = write(state["ring"], channels_last(signal.value), count, signal.valid)
         frames = unrolled(after["ring"], count + 1)
-        emits = self._counter.emits(state, self.timing)
-        return signal.leaves(_steps_last(frames, 1), emits, self.timing), after
+        emitted = signal.emitted(count, self.timing)
+        return signal.leaves(_steps_last(frames, 1), emitted, self.timing), after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         if self.steps == 1:
             return chunk.becomes(chunk.value[..., None]), state
-        count, after = self._counter.of(state), self._counter.advance_by(state, chunk.valid_steps)
+        count, after = self._counter.of(state), self._counter.advance(state, chunk)
         frames = joined(state["ring"], count, chunk)
         after["ring"] = rolled(frames, self.steps, after["count"])
         emitted = chunk.emitted(count, self.timing)

@@ -1,18 +1,23 @@
 """Continual pooling: space is pooled frame by frame, time over a ring of pooled frames."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cojax.buffers import Counter, read, ring, rolled, unrolled, write
+from cojax.buffers import Counter, replicated, ring, rolled, unrolled, write
 from cojax.checks import require_step
 from cojax.chunks import Chunk, begun, join
 from cojax.frames import Signal, Spec, State
-from cojax.layers.arguments import IntOrTuple, one_of, spatial_lengths, windows
+from cojax.layers.arguments import (
+    IntOrTuple,
+    require_one_of,
+    require_positive,
+    spatial_lengths,
+    windows,
+)
 from cojax.layers.families import over_axes
 from cojax.layout import channels_last, channels_second, spec_last
 from cojax.module import CoModule
@@ -24,17 +29,13 @@ from cojax.timing import Axis, Timing, windowed
 class _TemporalPool(CoModule):
     """Base class of pools: a step pools its frame in space, and then the ring of frames in time.
 
-    Subclasses define how time is windowed (``_time``) and how a frame is pooled (``_pool_space``).
-    No running sum is kept, since a single huge value would corrupt it permanently.
+    Subclasses define how time is windowed (``_time``) and how a frame is pooled (``_pool_space``),
+    and declare the field ``temporal_fill``, which is the last of their arguments. No running sum is
+    kept, since a single huge value would corrupt it permanently.
     """
 
     space: ClassVar[int]
-    maximum: ClassVar[bool]
-
-    @property
-    def temporal_fill(self) -> Any:
-        """A field of each subclass, and the last of its arguments."""
-        raise NotImplementedError
+    largest: ClassVar[bool]
 
     @property
     def _time(self) -> Axis:
@@ -67,24 +68,20 @@ class _TemporalPool(CoModule):
         slots = self.timing.receptive_field
         if slots == 1:
             return self._counter.fresh()
-        fill = -jnp.inf if self.maximum else 0
+        fill = -jnp.inf if self.largest else 0
         return {"ring": ring(spec_last(self.output_spec(x)), slots, fill), **self._counter.fresh()}
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
-        x = channels_last(signal.clean(-jnp.inf if self.maximum else 0))
+        x = channels_last(signal.clean(-jnp.inf if self.largest else 0))
         frame = self._pool_space(x, first=1)
-        after = self._counter.advance(state, signal.valid)
+        count, after = self._counter.of(state), self._counter.advance(state, signal)
         slots = self.timing.receptive_field
-        count = self._counter.of(state)
         if slots == 1:
             frames = frame[:, None]
         else:
             frames = state["ring"]
             if self._replicates:
-                frames = jnp.where((count == 0) & signal.valid, frame[:, None], frames)
-                if not signal.always_real:
-                    newest = read(frames, (count - 1) % slots)
-                    frame = jnp.where(signal.past > 0, newest, frame)
+                frames, frame = replicated(frames, frame, count, signal)
             frames = after["ring"] = write(frames, frame, count, signal.valid)
             time = self._time
             if time.dilation > 1:
@@ -92,13 +89,12 @@ class _TemporalPool(CoModule):
                 frames = jnp.take(frames, taps, axis=1)
         oldest = 0 if self._time.dilation > 1 else (count + 1) % slots
         pooled = channels_second(self._pool_time(frames, oldest, count, signal.past))
-        emits = self._counter.emits(state, self.timing)
-        return signal.leaves(pooled, emits, self.timing), after
+        return signal.leaves(pooled, signal.emitted(count, self.timing), self.timing), after
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         frames = self._pool_space(channels_last(chunk.clean()), first=2)
         timing, count = self.timing, self._counter.of(state)
-        after = self._counter.advance_by(state, chunk.valid_steps)
+        after = self._counter.advance(state, chunk)
         slots = timing.receptive_field
         emitted = chunk.emitted(count, timing)
         if slots > 1:
@@ -116,7 +112,7 @@ class _TemporalPool(CoModule):
     def _pool_all(self, frames: Array, counts: Array) -> Array:
         """Pools every window of ``(B, T, ...)``, given the number of frames before each output."""
         time = self._time.unpadded._replace(ceil_mode=False)
-        if self.maximum:
+        if self.largest:
             return max_axes(frames, [time], 1)
         divisor = jnp.asarray(jnp.maximum(self._divisor(counts, 0), 1))
         divisor = divisor.reshape(-1, *(1,) * (frames.ndim - 2))
@@ -126,7 +122,7 @@ class _TemporalPool(CoModule):
         self, frames: Array, oldest: Array | int, count: Array | int, past: Array | int
     ) -> Array:
         """Pools the frames of a window, in a ring ``(B, kernel_size, ...)``."""
-        if self.maximum:
+        if self.largest:
             return maximum(frames, oldest, 1)
         divisor = jnp.maximum(self._divisor(count, past), 1)
         total = jnp.sum(frames, axis=1, dtype=accumulated(frames.dtype))
@@ -137,7 +133,10 @@ class _TemporalPool(CoModule):
 
 
 class _Pool(_TemporalPool):
-    """Base class of average and maximum pools, with the arguments they share."""
+    """Base class of average and maximum pools.
+
+    Subclasses declare the fields ``dilation`` and ``ceil_mode``, whose positions differ.
+    """
 
     kernel_size: IntOrTuple
     stride: IntOrTuple | None = None
@@ -148,7 +147,7 @@ class _Pool(_TemporalPool):
         self.kernel_size = tuple(axis.kernel_size for axis in axes)
         self.stride = tuple(axis.stride for axis in axes)
         self.padding = tuple(axis.padding for axis in axes)
-        one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
+        require_one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
         for axis in axes:
             if axis.padding > axis.extent // 2:
                 raise ValueError(
@@ -158,12 +157,14 @@ class _Pool(_TemporalPool):
 
     @property
     def _axes(self) -> tuple[Axis, ...]:
-        raise NotImplementedError
-
-    @nn.nowrap
-    def _windows(self, dilation: IntOrTuple, ceil_mode: bool) -> tuple[Axis, ...]:
-        stride = self.kernel_size if self.stride is None else self.stride
-        return windows(1 + self.space, self.kernel_size, stride, self.padding, dilation, ceil_mode)
+        return windows(
+            1 + self.space,
+            self.kernel_size,
+            self.kernel_size if self.stride is None else self.stride,
+            self.padding,
+            self.dilation,
+            self.ceil_mode,
+        )
 
     @property
     def _time(self) -> Axis:
@@ -215,7 +216,7 @@ class _MaxPool(_Pool):
       InputError: for an input of the wrong rank or a dtype that is not floating.
     """
 
-    maximum = True
+    largest = True
 
     dilation: IntOrTuple = 1
     ceil_mode: bool = False
@@ -224,10 +225,6 @@ class _MaxPool(_Pool):
     def __post_init__(self) -> None:
         self.dilation = tuple(axis.dilation for axis in self._axes)
         super().__post_init__()
-
-    @property
-    def _axes(self) -> tuple[Axis, ...]:
-        return self._windows(self.dilation, self.ceil_mode)
 
     def _pool_space(self, x: Array, first: int) -> Array:
         return max_axes(x, self._axes[1:], first)
@@ -270,7 +267,7 @@ class _AvgPool(_Pool):
       InputError: for an input of the wrong rank or a dtype that is not floating.
     """
 
-    maximum = False
+    largest = False
 
     ceil_mode: bool = False
     count_include_pad: bool = True
@@ -279,17 +276,13 @@ class _AvgPool(_Pool):
     temporal_fill: str = "zeros"
 
     def __post_init__(self) -> None:
-        if self.divisor_override is not None and self.divisor_override < 1:
-            raise ValueError(f"{self.divisor_override=} must be positive")
+        if self.divisor_override is not None:
+            require_positive(divisor_override=self.divisor_override)
         if isinstance(self.dilation, int | np.integer):
             self.dilation = (self.dilation, *(1,) * self.space)
         if any(axis.dilation != 1 for axis in self._axes[1:]):
             raise ValueError(f"an average pool dilates time alone, got {self.dilation=}")
         super().__post_init__()
-
-    @property
-    def _axes(self) -> tuple[Axis, ...]:
-        return self._windows(self.dilation, self.ceil_mode)
 
     @property
     def _counts_frames(self) -> bool:
@@ -424,7 +417,7 @@ class _AdaptivePool(_TemporalPool):
                 f"output_size must have {1 + self.space} entries, the first (time) 1, got "
                 f"{self.output_size}"
             )
-        one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
+        require_one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
         time = self._time
         self.kernel_size, self.stride = (time.kernel_size,), (time.stride,)
         self.padding, self.dilation = (time.padding,), (time.dilation,)
@@ -446,43 +439,43 @@ class _AdaptivePool(_TemporalPool):
         return Spec((*x.shape[:2], *(n if w is None else w for w, n in wanted)), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        return channels_second(adaptive(channels_last(x), self._sizes, 1, self.maximum))
+        return channels_second(adaptive(channels_last(x), self._sizes, 1, self.largest))
 
     def _pool_space(self, x: Array, first: int) -> Array:
-        return adaptive(x, self._sizes[1:], first, self.maximum)
+        return adaptive(x, self._sizes[1:], first, self.largest)
 
 
 class AdaptiveAvgPool1d(_AdaptivePool):
     __doc__ = over_axes(_AdaptivePool.__doc__, 1)
     space = 0
-    maximum = False
+    largest = False
 
 
 class AdaptiveAvgPool2d(_AdaptivePool):
     __doc__ = over_axes(_AdaptivePool.__doc__, 2)
     space = 1
-    maximum = False
+    largest = False
 
 
 class AdaptiveAvgPool3d(_AdaptivePool):
     __doc__ = over_axes(_AdaptivePool.__doc__, 3)
     space = 2
-    maximum = False
+    largest = False
 
 
 class AdaptiveMaxPool1d(_AdaptivePool):
     __doc__ = over_axes(_AdaptivePool.__doc__, 1).replace("Avg", "Max")
     space = 0
-    maximum = True
+    largest = True
 
 
 class AdaptiveMaxPool2d(_AdaptivePool):
     __doc__ = over_axes(_AdaptivePool.__doc__, 2).replace("Avg", "Max")
     space = 1
-    maximum = True
+    largest = True
 
 
 class AdaptiveMaxPool3d(_AdaptivePool):
     __doc__ = over_axes(_AdaptivePool.__doc__, 3).replace("Avg", "Max")
     space = 2
-    maximum = True
+    largest = True

@@ -89,11 +89,11 @@ class RecyclingPositionalEncoding(CoModule):
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         x = self._encoded(signal.clean()[:, :, None], self._counter.of(state))[:, :, 0]
-        return signal.becomes(x), self._counter.advance(state, signal.valid)
+        return signal.becomes(x), self._counter.advance(state, signal)
 
     def chunk(self, state: State, chunk: Chunk) -> tuple[Chunk, State]:
         counts = self._counter.of(state) + jnp.arange(chunk.steps) - chunk.blank
-        after = self._counter.advance_by(state, chunk.valid_steps)
+        after = self._counter.advance(state, chunk)
         return chunk.becomes(self._encoded(chunk.clean(), counts)), after
 
     def _encoded(self, x: Array, counts: Array | int) -> Array:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike, DTypeLike
 from cojax.checks import require_step
 from cojax.errors import InputError
 from cojax.frames import Frame, Signal, Spec, State, select, spec_of, without_time
-from cojax.layers.arguments import one_of, require_positive, require_probability
+from cojax.layers.arguments import require_one_of, require_positive, require_probability
 from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
 from cojax.modes import current
@@ -291,7 +291,7 @@ class RNN(_Recurrent):
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        one_of("nonlinearity", self.nonlinearity, ("tanh", "relu"))
+        require_one_of("nonlinearity", self.nonlinearity, ("tanh", "relu"))
         super().__post_init__()
 
     @nn.nowrap

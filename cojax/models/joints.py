@@ -9,8 +9,8 @@ from jax import Array
 
 from cojax.checks import require_step
 from cojax.chunks import Chunk
-from cojax.container import key
-from cojax.errors import InputError, located
+from cojax.container import Parent
+from cojax.errors import InputError
 from cojax.frames import Signal, Spec, State, map_streams
 from cojax.layout import as_clip, as_step, channels_last, channels_second
 from cojax.models.graph import Graph
@@ -19,7 +19,7 @@ from cojax.module import CoModule
 Run = Callable[[str, Any], Any]
 
 
-class JointUnit(CoModule):
+class JointUnit(Parent):
     """Mixes the joints of each person, frame by frame, using modules without memory.
 
     Subclasses define these modules (``names``, ``modules``) and write their mathematics once, in
@@ -74,17 +74,12 @@ class JointUnit(CoModule):
         return Spec((x.shape[0], self.out_channels, x.shape[2]), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        def run(name: str, x: Any) -> Any:
-            with located(key(name)):
-                return self.layers[name].clip(x, train=train)
-
-        return self.compute(x, run, train)
+        return self.compute(x, lambda name, x: self.child_clip(name, x, train), train)
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
         def run(name: str, x: Any) -> Any:
             signals = map_streams(lambda clip: signal.becomes(as_step(clip)), x)
-            with located(key(name)):
-                stepped, _ = self.layers[name].step({}, signals, train=train)
+            stepped, _ = self.child_step(name, {}, signals, train)
             return map_streams(lambda each: as_clip(each.value), stepped)
 
         y = self.compute(as_clip(signal.clean()), run, train)

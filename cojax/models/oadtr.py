@@ -2,6 +2,7 @@
 
 from cojax.combinators.sequential import Sequential
 from cojax.combinators.transformer import TransformerEncoder, TransformerEncoderLayerFactory
+from cojax.layers.arguments import require_positive
 from cojax.layers.dropout import Dropout
 from cojax.layers.linear import Linear
 from cojax.layers.norm import LayerNorm
@@ -69,8 +70,7 @@ def cooadtr(
     Raises:
       ValueError: for sizes that are not positive, or not compatible.
     """
-    if num_blocks < 1:
-        raise ValueError(f"{num_blocks=} must be positive")
+    require_positive(num_blocks=num_blocks)
     if num_encodings is None:
         num_encodings = 2 * sequence_len - 1
     if num_encodings < sequence_len:

@@ -33,7 +33,7 @@ from cojax.combinators.sequential import Sequential
 from cojax.errors import InputError
 from cojax.frames import Spec
 from cojax.layers.activation import ReLU
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import require_one_of, require_positive
 from cojax.layers.closure import Lambda
 from cojax.layers.conv import Conv2d
 from cojax.layers.delay import Delay
@@ -244,13 +244,14 @@ def _network(
     pool_size: int | None = None,
     pool_padding: int | None = None,
 ) -> Sequential:
-    one_of("dataset", dataset, tuple(DATASETS))
+    require_one_of("dataset", dataset, tuple(DATASETS))
     graph = DATASETS[dataset][0] if graph is None else graph
     classes = DATASETS[dataset][1] if num_classes is None else num_classes
     if kernel_size % 2 == 0:
         raise ValueError(f"{kernel_size=} must be odd: a residual meets the middle of the kernel")
-    if not channels or num_persons < 1:
-        raise ValueError(f"{channels=} and {num_persons=}: there must be a block and a person")
+    require_positive(num_persons=num_persons)
+    if not channels:
+        raise ValueError(f"{channels=}: there must be a block")
 
     blocks, before = {}, in_channels
     for number, after in enumerate(channels, start=1):

@@ -10,7 +10,7 @@ from jax import Array
 from cojax.analysis.macs import Macs, register_macs
 from cojax.frames import Spec
 from cojax.interop.names import Leaf, name_variables
-from cojax.layers.arguments import require_probability
+from cojax.layers.arguments import require_positive, require_probability
 from cojax.layers.conv import Conv2d
 from cojax.layers.norm import BatchNorm1d, BatchNorm2d
 from cojax.layout import channels_last, channels_second
@@ -45,7 +45,8 @@ class SpatialAttention(JointUnit):
     drop_connect: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.num_heads < 1 or self.out_channels % (4 * self.num_heads):
+        require_positive(num_heads=self.num_heads)
+        if self.out_channels % (4 * self.num_heads):
             raise ValueError(
                 f"{self.out_channels=} must be a multiple of 4 * num_heads = {4 * self.num_heads}: "
                 "queries and keys have a quarter of the channels, shared among the heads"

@@ -10,6 +10,7 @@ from cojax.combinators.parallel import BroadcastReduce
 from cojax.combinators.residual import Residual
 from cojax.combinators.sequential import Sequential
 from cojax.layers.activation import ReLU, Softmax
+from cojax.layers.arguments import require_positive
 from cojax.layers.closure import Lambda
 from cojax.layers.conv import Conv3d
 from cojax.layers.delay import Delay
@@ -49,8 +50,7 @@ def pooled_size(image_size: int) -> int:
     Raises:
       ValueError: unless the side length of the image is positive.
     """
-    if image_size < 1:
-        raise ValueError(f"{image_size=} is the side of an image, in pixels")
+    require_positive(image_size=image_size)
     return -(-image_size // 32)
 
 

@@ -8,7 +8,7 @@ from jax import Array
 from cojax.combinators.residual import Residual
 from cojax.combinators.sequential import Sequential
 from cojax.layers.activation import ReLU, Sigmoid, SiLU
-from cojax.layers.arguments import one_of
+from cojax.layers.arguments import require_one_of
 from cojax.layers.closure import Lambda
 from cojax.layers.conv import Conv3d
 from cojax.layers.norm import BatchNorm3d
@@ -75,7 +75,7 @@ def cox3d(
         net = co.models.cox3d(64, pool_size=8, num_classes=10, width_factor=1, depth_factor=0.5)
         assert (net.receptive_field, net.delay) == (26, 16)
     """
-    one_of("se_scope", se_scope, ("frame", "clip"))
+    require_one_of("se_scope", se_scope, ("frame", "clip"))
     se_window = pool_size if se_scope == "clip" else None
     channels = _rounded(_STAGE_CHANNELS[0], width_factor)
     stages: dict[str, CoModule] = {
