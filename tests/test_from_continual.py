@@ -1,6 +1,7 @@
 """Networks of ``continual``, converted: the same function, and steps."""
 
 import continual
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,6 +84,82 @@ def test_a_network_of_continual_keeps_its_function_and_streams():
 )
 def test_a_layer_of_continual_keeps_its_arguments(module, expected):
     assert co.continual(module)[0] == expected
+
+
+# Modules that are given each step of a clip, and the shape of the clip.
+OF_EACH_STEP = {
+    "relu": (torch.nn.ReLU(), (2, 4, 6)),
+    "prelu": (torch.nn.PReLU(4), (2, 4, 6, 3)),
+    "dropout of channels": (torch.nn.Dropout2d(), (2, 4, 6, 3, 2)),
+    "softmax of channels": (torch.nn.Softmax(1), (2, 4, 6, 3)),
+    "softmax of space": (torch.nn.Softmax(3), (2, 4, 6, 3, 2)),
+    "softmin of the first axis of space": (torch.nn.Softmin(2), (2, 4, 6, 3, 2)),
+    "glu": (torch.nn.GLU(3), (2, 4, 6, 3, 2)),
+    "softmax of the last axis": (torch.nn.Softmax(-1), (2, 4, 6)),
+    "log softmax of the last axis": (torch.nn.LogSoftmax(-1), (2, 4, 6, 3)),
+    "glu of the last axis but one": (torch.nn.GLU(-2), (2, 4, 6, 3)),
+    "softmax of the batch": (torch.nn.Softmax(-3), (2, 4, 6, 3)),
+    "softmax 2d": (torch.nn.Softmax2d(), (2, 4, 6, 3, 2)),
+    "softmax 2d of the batch": (torch.nn.Softmax2d(), (2, 4, 6, 3)),
+    "group norm": (torch.nn.GroupNorm(2, 4), (2, 4, 6, 3)),
+    "instance norm 1d": (torch.nn.InstanceNorm1d(4, affine=True), (2, 4, 6, 3)),
+    "instance norm 2d": (
+        torch.nn.InstanceNorm2d(4, track_running_stats=True),
+        (2, 4, 6, 3, 2),
+    ),
+    "layer norm of channels": (torch.nn.LayerNorm(4), (2, 4, 6)),
+    "layer norm of steps": (torch.nn.LayerNorm((4, 3)), (2, 4, 6, 3)),
+    "batch norm 1d": (torch.nn.BatchNorm1d(4), (2, 4, 6)),
+    "batch norm 1d of space": (torch.nn.BatchNorm1d(4), (2, 4, 6, 3)),
+    "batch norm 2d": (torch.nn.BatchNorm2d(4), (2, 4, 6, 3, 2)),
+    "linear": (torch.nn.Linear(3, 5), (2, 4, 6, 3)),
+    "sequence": (
+        torch.nn.Sequential(torch.nn.GroupNorm(2, 4), torch.nn.Identity(), torch.nn.ReLU()),
+        (2, 4, 6),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OF_EACH_STEP)
+def test_a_module_that_is_given_each_step_keeps_its_function(case):
+    fn, shape = OF_EACH_STEP[case]
+    module = shaken(continual.Lambda(fn))
+    x = clip_of(shape)
+    net, variables = co.continual(module)
+    expected = module.forward(as_torch(x)).detach().numpy()
+    for y in clip_and_stream(net, variables, x):
+        np.testing.assert_allclose(y, expected, **TOLERANCE)
+    assert_is_state_dict(net, variables, module)
+    co.load_torch(net, module.state_dict())
+
+
+def test_what_is_not_known_of_single_steps_is_refused_by_its_path():
+    within = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv1d(4, 4, 3), torch.nn.Mish())
+    untracked = torch.nn.BatchNorm1d(4, track_running_stats=False)
+    module = continual.Sequential(
+        *(continual.Lambda(fn) for fn in (within, torch.nn.AvgPool2d(2), untracked))
+    )
+    with pytest.raises(co.ConversionError) as error:
+        co.continual(module)
+    for path, words in {
+        "0.fn.1 (Conv1d)": "is given single steps, where cojax knows it for clips",
+        "0.fn.2 (Mish)": "no conversion is known",
+        "1.fn (AvgPool2d)": "such as a Conv3d with a kernel of 1 in time",
+        "2.fn (BatchNorm1d)": "normalises by their statistics",
+    }.items():
+        (line,) = (line for line in str(error.value).splitlines() if f"  {path}: " in line)
+        assert words in line
+    by_mode = continual.Lambda(torch.nn.ReLU(), forward_only_fn=torch.nn.Tanh())
+    with pytest.raises(co.ConversionError, match="computes by other functions in some modes"):
+        co.continual(by_mode)
+
+
+def test_what_is_registered_may_be_given_single_steps():
+    co.register(torch.nn.Mish, lambda _: co.Lambda(jax.nn.mish))
+    module = continual.Lambda(torch.nn.Sequential(torch.nn.Mish(), torch.nn.Softmax(-1)))
+    x = clip_of((2, 4, 6))
+    net, variables = co.continual(module)
+    np.testing.assert_allclose(net.apply(variables, x), module.forward(as_torch(x)), **TOLERANCE)
 
 
 def test_what_continual_computes_by_functions_of_torch_is_refused_or_registered():

@@ -130,7 +130,8 @@ def register(kind: Any, builder: Any) -> None:
         result go wherever the builder puts it; ``variables`` are those of a Flax module; all others
         are options of :func:`continual`. Alternatively, a class with such a function
         ``build_from``; or a class whose conversion is also right for this one, such as
-        ``torch.nn.Conv3d`` for a subclass of it.
+        ``torch.nn.Conv3d`` for a subclass of it. For a module that a ``continual.Lambda`` gives
+        single steps, the network is to compute of a clip what the module computes of its steps.
 
     Raises:
       TypeError: if ``builder`` is anything else.
@@ -156,12 +157,15 @@ class _Conversion:
         self.used: set[tuple[str, str | None]] = set()
 
     def convert(
-        self, module: Any, variables: Variables, path: tuple[str, ...]
+        self, module: Any, variables: Variables, path: tuple[str, ...], each_step: bool = False
     ) -> tuple[CoModule, Variables]:
-        """The network and its variables. After a problem, which is recorded, a placeholder."""
+        """The network and its variables. After a problem, which is recorded, a placeholder.
+
+        ``each_step`` is whether the module is given each step of a clip, rather than the clip.
+        """
         before = len(self.problems)
         try:
-            net, made = self._made(module, variables, path)
+            net, made = self._made(module, variables, path, each_step)
         except Exception as error:
             # An error that follows from a part that failed says nothing new.
             if len(self.problems) == before:
@@ -183,19 +187,19 @@ class _Conversion:
                     yield f"nothing{where} takes {name}"
 
     def _made(
-        self, module: Any, variables: Variables, path: tuple[str, ...]
+        self, module: Any, variables: Variables, path: tuple[str, ...], each_step: bool
     ) -> tuple[CoModule, Variables]:
         if isinstance(module, CoModule):
             return module, variables
         parts: list[_Part] = []
 
-        def convert(child: Any, name: str | None = None) -> CoModule:
+        def convert(child: Any, name: str | None = None, each_step: bool = each_step) -> CoModule:
             name = _name_within(module, child) if name is None else name
-            net, made = self.convert(child, _within(variables, name), (*path, name))
+            net, made = self.convert(child, _within(variables, name), (*path, name), each_step)
             parts.append(_Part(name, child, net, made))
             return net
 
-        builder = _builder_of(module)
+        builder = _builder_of(module, each_step)
         provided = {"convert": convert, "variables": variables}
         arguments = {
             name: provided[name] if name in provided else self._option(parameter, path)
@@ -244,8 +248,8 @@ class _Part(NamedTuple):
     variables: Variables
 
 
-def _builder_of(module: Any) -> Builder:
-    """The builder for a module.
+def _builder_of(module: Any, each_step: bool) -> Builder:
+    """The builder for a module, which is given each step of a clip, or the clip.
 
     Raises:
       ValueError: if there is none.
@@ -258,14 +262,14 @@ def _builder_of(module: Any) -> Builder:
     if _is_torch(module):
         from cojax.interop import from_torch
 
-        known = from_torch.builders()
+        known = from_torch.builders(each_step)
         from_torch.require_plain(module)
     else:
         from cojax.interop import from_flax
 
         known = from_flax.BUILDERS
     if builder is None and kind not in known:
-        raise ValueError(_unknown(module, known))
+        raise ValueError((_unknown_of_steps if each_step else _unknown)(module, known))
     if builder is not None and builder not in known:
         raise ValueError(f"is registered to be converted like {builder.__name__}, and that is not")
     return known[kind if builder is None else builder]
@@ -286,6 +290,18 @@ def _unknown(module: Any, known: Mapping[Hashable, Builder]) -> str:
     return (
         f"no conversion is known; give one with co.register({name}, builder), which may be "
         "lambda part: co.forward_stepping(part, channels_last=True) where it is local in time"
+    )
+
+
+def _unknown_of_steps(module: Any, known: Mapping[Hashable, Builder]) -> str:
+    from cojax.interop import from_torch
+
+    if _kind(module) not in from_torch.builders():
+        return _unknown(module, known)
+    return (
+        "is given single steps, where cojax knows it for clips: instead of the Lambda, take its "
+        "counterpart for clips, such as a Conv3d with a kernel of 1 in time for a Conv2d, or "
+        f"co.register({_called(module)}, builder)"
     )
 
 

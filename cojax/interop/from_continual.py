@@ -57,8 +57,13 @@ def _delay(module: Any) -> co.CoModule:
 
 def _lambda(module: Any, *, convert: Kind) -> co.CoModule:
     fn = module.fn
-    if isinstance(fn, torch.nn.Module) and module.takes_time:
-        return co.Sequential({"fn": convert(fn, "fn")})
+    by_mode = ("forward_only_fn", "forward_step_only_fn", "forward_steps_only_fn")
+    if any(getattr(module, name) is not None for name in by_mode):
+        raise ValueError(
+            "computes by other functions in some modes: build co.Lambda(...) of functions of JAX"
+        )
+    if isinstance(fn, torch.nn.Module):
+        return co.Sequential({"fn": convert(fn, "fn", each_step=not module.takes_time)})
     if fn in _FUNCTIONS:
         return _FUNCTIONS[fn]()
     if isinstance(fn, partial) and fn.func is closure._add:

@@ -1,23 +1,32 @@
 """Builders for modules of ``torch.nn``."""
 
+import dataclasses
 import sys
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
+from jax import Array
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import cojax as co
 from cojax.layers.arguments import padded_windows
+from cojax.layers.axes import TIME
 
 Kind = Callable[..., co.CoModule]
 
 
-def builders() -> Mapping[Hashable, Callable[..., Any]]:
-    """The builder for each class, including those of ``continual`` if it is imported."""
+def builders(each_step: bool = False) -> Mapping[Hashable, Callable[..., Any]]:
+    """The builder for each class, including those of ``continual`` if it is imported.
+
+    For modules that are given each step ``(B, C, *S)`` of a clip, rather than the clip, the layers
+    built compute of the clip what the module computes of its steps.
+    """
+    if each_step:
+        return _OF_EACH_STEP
     if "continual" not in sys.modules:
         return _BUILDERS
     from cojax.interop.from_continual import BUILDERS
@@ -157,6 +166,41 @@ def _along(kind: Kind, module: Any) -> co.CoModule:
     return kind(dim=module.dim)
 
 
+@dataclasses.dataclass(frozen=True)
+class _AlongStep:
+    """A function of clips that runs along an axis counted in each step, such as the last one."""
+
+    kind: Kind
+    dim: int
+
+    def __call__(self, x: Array) -> Array:
+        axes = [axis for axis in range(x.ndim) if axis != TIME]
+        if not -len(axes) <= self.dim < len(axes):
+            raise ValueError(f"dim={self.dim} is no axis of a step with {len(axes)} axes")
+        layer: Any = self.kind(dim=axes[self.dim], parent=None)
+        return layer.apply({}, x)
+
+
+def _along_step(kind: Kind, module: Any) -> co.CoModule:
+    if module.dim is None or module.dim >= 0:
+        layer: Any = _along(kind, module)
+        return layer.clone(dim=layer.dim + (layer.dim >= TIME))
+    return co.Lambda(_AlongStep(kind, module.dim), takes_time=True)
+
+
+def _batch_norm_of_steps(module: Any) -> co.CoModule:
+    if module.running_mean is None:
+        raise ValueError(
+            "is given single steps and normalises by their statistics; in a clip, only running "
+            "ones are known"
+        )
+    return _running_norm(co.BatchNorm, module)
+
+
+def _layer_norm_of_steps(module: Any) -> co.CoModule:
+    return _layer_norm(module, per_step=True)
+
+
 def recurrent(kind: Kind, own: str, module: Any) -> co.CoModule:
     """A recurrent layer, with the arguments common to all kinds and those of its own kind."""
     if module.bidirectional:
@@ -290,9 +334,41 @@ def sequential(module: Any, *, convert: Kind) -> co.CoModule:
 _DIMENSIONS = ("1d", "2d", "3d")
 _POOL = "kernel_size stride padding ceil_mode count_include_pad"
 
+# What computes every entry by itself, whatever the axes mean.
+_ELEMENTWISE: dict[Hashable, Callable[..., Any]] = {
+    getattr(nn, name): like(getattr(co, name), arguments)
+    for name, arguments in {
+        "Identity": "",
+        "Threshold": "threshold value",
+        "ReLU": "",
+        "RReLU": "lower upper",
+        "Hardtanh": "min_val max_val",
+        "ReLU6": "",
+        "Sigmoid": "",
+        "Hardsigmoid": "",
+        "Tanh": "",
+        "SiLU": "",
+        "Hardswish": "",
+        "ELU": "alpha",
+        "CELU": "alpha",
+        "SELU": "",
+        "GELU": "approximate",
+        "Hardshrink": "lambd",
+        "LeakyReLU": "negative_slope",
+        "LogSigmoid": "",
+        "Softplus": "beta threshold",
+        "Softshrink": "lambd",
+        "Softsign": "",
+        "Tanhshrink": "",
+        "Dropout": "p",
+        "AlphaDropout": "p",
+    }.items()
+}
+
+_ALONG_AXIS = ("Softmin", "Softmax", "LogSoftmax", "GLU")
+
 _BUILDERS: dict[Hashable, Callable[..., Any]] = {
     nn.Sequential: sequential,
-    nn.Identity: like(co.Identity, ""),
     nn.Linear: linear,
     nn.AvgPool1d: like(co.AvgPool1d, _POOL),
     nn.AvgPool2d: like(co.AvgPool2d, f"{_POOL} divisor_override"),
@@ -323,41 +399,29 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
         getattr(nn, name): partial(recurrent, getattr(co, name), own)
         for name, own in RECURRENT.items()
     },
+    **{getattr(nn, name): partial(_along, getattr(co, name)) for name in _ALONG_AXIS},
+    nn.Softmax2d: like(co.Softmax2d, ""),
+    **_ELEMENTWISE,
     **{
-        getattr(nn, name): partial(_along, getattr(co, name))
-        for name in ("Softmin", "Softmax", "LogSoftmax", "GLU")
+        getattr(nn, name): like(getattr(co, name), "p")
+        for name in ("Dropout1d", "Dropout2d", "Dropout3d", "FeatureAlphaDropout")
     },
-    **{
-        getattr(nn, name): like(getattr(co, name), arguments)
-        for name, arguments in {
-            "Threshold": "threshold value",
-            "ReLU": "",
-            "RReLU": "lower upper",
-            "Hardtanh": "min_val max_val",
-            "ReLU6": "",
-            "Sigmoid": "",
-            "Hardsigmoid": "",
-            "Tanh": "",
-            "SiLU": "",
-            "Hardswish": "",
-            "ELU": "alpha",
-            "CELU": "alpha",
-            "SELU": "",
-            "GELU": "approximate",
-            "Hardshrink": "lambd",
-            "LeakyReLU": "negative_slope",
-            "LogSigmoid": "",
-            "Softplus": "beta threshold",
-            "Softshrink": "lambd",
-            "Softsign": "",
-            "Tanhshrink": "",
-            "Softmax2d": "",
-            "Dropout": "p",
-            "Dropout1d": "p",
-            "Dropout2d": "p",
-            "Dropout3d": "p",
-            "AlphaDropout": "p",
-            "FeatureAlphaDropout": "p",
-        }.items()
-    },
+}
+
+# The same for modules that are given each step: an axis of space is one further on in the clip.
+_OF_EACH_STEP: dict[Hashable, Callable[..., Any]] = {
+    nn.Sequential: sequential,
+    nn.Linear: linear,
+    nn.GroupNorm: partial(_group_norm, per_step=True),
+    nn.LayerNorm: _layer_norm_of_steps,
+    nn.InstanceNorm1d: partial(_instance_norm, co.InstanceNorm2d, per_step=True),
+    nn.InstanceNorm2d: partial(_instance_norm, co.InstanceNorm3d, per_step=True),
+    **{getattr(nn, f"BatchNorm{d}"): _batch_norm_of_steps for d in _DIMENSIONS},
+    nn.PReLU: _prelu,
+    nn.Softmax2d: lambda module: co.Lambda(_AlongStep(co.Softmax, -3), takes_time=True),
+    **{getattr(nn, name): partial(_along_step, getattr(co, name)) for name in _ALONG_AXIS},
+    **_ELEMENTWISE,
+    nn.Dropout1d: like(co.Dropout2d, "p"),
+    nn.Dropout2d: like(co.Dropout3d, "p"),
+    nn.FeatureAlphaDropout: like(co.FeatureAlphaDropout, "p"),
 }
