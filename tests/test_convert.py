@@ -383,6 +383,33 @@ def test_a_registered_builder_puts_parts_where_it_likes():
     assert "0.0.1.0.weight" in co.to_torch(net, variables)
 
 
+def shared_in_sequence(block, *, convert):
+    conv = convert(block.conv)
+    inner = co.Sequential({"z": conv, "norm": convert(block.norm), "a": conv})
+    return co.Sequential(co.Residual(inner), co.ReLU())
+
+
+def shared_in_branches(block, *, convert):
+    conv = convert(block.conv)
+    norm = co.Sequential(convert(block.norm))
+    return co.BroadcastReduce(co.Sequential(conv, norm), co.Sequential(co.ReLU(), conv))
+
+
+def test_a_registered_builder_may_place_a_part_twice():
+    x = clip_of((2, 3, 8))
+    block = shaken(Block(3))
+    conv, norm, given = block.conv, block.norm, as_torch(x)
+    for builder, expected in (
+        (shared_in_sequence, torch.relu(given + conv(norm(conv(given))))),
+        (shared_in_branches, norm(conv(given)) + conv(torch.relu(given))),
+    ):
+        co.register(Block, builder)
+        net, variables = co.continual(torch.nn.Sequential(block))
+        assert len(jax.tree.leaves(variables)) == len(block.state_dict())
+        for y in clip_and_stream(net, variables, x):
+            np.testing.assert_allclose(y, expected.detach(), **TOLERANCE)
+
+
 def test_a_registered_builder_may_take_options_and_give_variables():
     def scaled(block, *, convert, epsilon=1e-3):
         net, variables = co.continual(block.norm)

@@ -16,7 +16,6 @@ import flax.linen as nn
 import jax
 from flax.core import unfreeze
 
-from cojax.container import key
 from cojax.interop.names import put
 from cojax.interop.torch import load_torch
 from cojax.layers.closure import Identity
@@ -350,16 +349,18 @@ def _require_all(module: Any, variables: Variables, parts: list[_Part]) -> None:
 
 
 def _gathered(net: CoModule, parts: list[_Part]) -> Variables:
-    """The variables of a network, from those of its parts at every place where these occur."""
+    """The variables of a network, from those of its parts where the network has these."""
+    # A module that is used in several places has its variables in one of them, as bound.
+    bound = [module for _, module in walk(net.bind({}))]
+    homes = {id(module): at.path for (_, module), at in zip(walk(net), bound, strict=True)}
     gathered: Variables = {}
     for part in parts:
-        places = [path for path, module in walk(net) if module is part.net]
-        if not places and jax.tree.leaves(part.variables):
-            raise ValueError(f"what was converted of {part.name} is not in the network built")
-        for path in places:
-            for collection, tree in part.variables.items():
-                if jax.tree.leaves(tree):
-                    put(gathered, (collection, *map(key, path)), tree)
+        for collection, tree in part.variables.items():
+            if not jax.tree.leaves(tree):
+                continue
+            if id(part.net) not in homes:
+                raise ValueError(f"what was converted of {part.name} is not in the network built")
+            put(gathered, (collection, *homes[id(part.net)]), tree)
     return gathered
 
 
