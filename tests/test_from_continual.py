@@ -17,10 +17,13 @@ from tests.conversion import (
 )
 from tests.laws import clip_of
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "own_registrations")
+pytestmark = [
+    pytest.mark.usefixtures("quick_compilation", "own_registrations"),
+    # continual calls torch's state_dict with positional arguments.
+    pytest.mark.filterwarnings("ignore:Positional args are being deprecated:FutureWarning"),
+]
 
 
-@pytest.mark.filterwarnings("ignore:Positional args are being deprecated:FutureWarning")
 def test_a_network_of_continual_keeps_its_function_and_streams():
     module = shaken(
         continual.Sequential(
@@ -160,6 +163,60 @@ def test_what_is_registered_may_be_given_single_steps():
     x = clip_of((2, 4, 6))
     net, variables = co.continual(module)
     np.testing.assert_allclose(net.apply(variables, x), module.forward(as_torch(x)), **TOLERANCE)
+
+
+def rectified(inplace):
+    return torch.nn.ReLU(inplace=inplace)
+
+
+def conv(kernel_size=1):
+    return continual.Conv1d(4, 4, kernel_size, padding=kernel_size // 2)
+
+
+# Networks with an activation that works in place if it is told to.
+OVERWRITING = {
+    "residual": lambda inplace: continual.Residual(
+        continual.Sequential(rectified(inplace), conv(3))
+    ),
+    "branch": lambda inplace: continual.BroadcastReduce(
+        continual.Sequential(continual.Identity(), continual.Delay(1), rectified(inplace)), conv(3)
+    ),
+    "parallel": lambda inplace: continual.Sequential(
+        continual.Broadcast(2),
+        continual.Parallel(
+            continual.Sequential(torch.nn.Dropout(), continual.Sequential(rectified(inplace))),
+            conv(),
+        ),
+        continual.Reduce("sum"),
+    ),
+    "nested": lambda inplace: continual.Residual(
+        continual.Residual(continual.Lambda(rectified(inplace)))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OVERWRITING)
+def test_a_branch_that_overwrites_what_others_read_is_refused(case):
+    with pytest.raises(co.ConversionError, match=r"'[012.fn]+'\] work in place; set inplace=False"):
+        co.continual(OVERWRITING[case](inplace=True))
+    module = shaken(OVERWRITING[case](inplace=False))
+    x = clip_of((2, 4, 6))
+    net, variables = co.continual(module)
+    expected = module.forward(as_torch(x)).detach()
+    np.testing.assert_allclose(net.apply(variables, x), expected, **TOLERANCE)
+
+
+def test_a_branch_may_overwrite_what_it_made_itself():
+    module = continual.Residual(
+        continual.Sequential(
+            conv(3), rectified(True), continual.Residual(conv(3)), rectified(inplace=True)
+        )
+    )
+    module = shaken(continual.Sequential(rectified(inplace=True), module))
+    x = clip_of((2, 4, 6))
+    net, variables = co.continual(module)
+    expected = module.forward(as_torch(x)).detach()
+    np.testing.assert_allclose(net.apply(variables, x), expected, **TOLERANCE)
 
 
 def test_what_continual_computes_by_functions_of_torch_is_refused_or_registered():

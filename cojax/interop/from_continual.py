@@ -22,6 +22,17 @@ _REDUCTIONS = {
     container.reduce_mul: "mul",
     container.reduce_max: "max",
 }
+# What may return its input, or a view of it.
+_HANDS_ON = (
+    torch.nn.Identity,
+    torch.nn.Flatten,
+    torch.nn.modules.dropout._DropoutNd,
+    continual.Delay,
+    continual.Skip,
+    continual.Reshape,
+    continual.Broadcast,
+    continual.ParallelDispatch,
+)
 _POOL = "kernel_size stride padding ceil_mode dilation"
 
 
@@ -85,7 +96,36 @@ def _reduction(module: Any) -> str:
 
 
 def _branches(kind: Kind, module: Any, *, convert: Kind) -> co.CoModule:
-    return kind({name: convert(part, name) for name, part in module._modules.items()})
+    branches = {name: convert(part, name) for name, part in module._modules.items()}
+    overwriting, _ = _overwriting(module)
+    if overwriting:
+        raise ValueError(
+            f"has branches that overwrite their input, which others may read: {overwriting} work "
+            "in place; set inplace=False there, if it was trained so"
+        )
+    return kind(branches)
+
+
+def _overwriting(module: Any, name: str = "") -> tuple[list[str], bool]:
+    """The parts that overwrite a module's input, and whether its output may be the input itself."""
+    if getattr(module, "inplace", False):
+        return [name], True
+    if isinstance(module, continual.Lambda) and not isinstance(module.fn, torch.nn.Module):
+        return [], module.fn is closure._unity
+    if not isinstance(module, torch.nn.Sequential | continual.Lambda):
+        return [], isinstance(module, _HANDS_ON)
+    in_parallel = isinstance(module, continual.Parallel | continual.BroadcastReduce)
+    found, handed_on = [], []
+    for key, part in module._modules.items():
+        overwriting, itself = _overwriting(part, f"{name}.{key}".removeprefix("."))
+        found += overwriting
+        handed_on.append(itself)
+        if not (itself or in_parallel):
+            break
+    copied = isinstance(module, continual.BroadcastReduce) or not getattr(
+        module, "takes_time", True
+    )
+    return found, not copied and (any if in_parallel else all)(handed_on)
 
 
 def _broadcast_reduce(module: Any, *, convert: Kind) -> co.CoModule:
