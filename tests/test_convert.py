@@ -311,6 +311,10 @@ def adding_zeros(layer):
         (encoder_layer(adding_zeros), "attends to more than its tokens"),
         (encoder_layer(lambda layer: tripled(layer.linear2)), "has a linear2 that has hooks"),
         (
+            encoder_layer(lambda layer: tripled(layer.activation), activation=torch.nn.SiLU()),
+            "has a activation that has hooks",
+        ),
+        (
             encoder_layer(lambda layer: tripled(layer.self_attn.out_proj)),
             "has a out_proj that has hooks",
         ),
@@ -338,6 +342,49 @@ def test_an_encoder_that_computes_otherwise_is_refused(layer, norm, words):
     encoder = torch.nn.TransformerEncoder(layer, 2, norm, enable_nested_tensor=False)
     with pytest.raises(co.ConversionError, match=words):
         co.continual(encoder, sequence_len=3)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        torch.nn.Softmax(-1),
+        torch.nn.LogSoftmax(2),
+        torch.nn.Softmin(-1),
+        torch.nn.PReLU(),
+        torch.nn.LeakyReLU(0.3),
+        "gelu",
+    ],
+)
+def test_an_encoder_layer_keeps_its_activation_along_the_channels(activation):
+    layer = shaken(encoder_layer(activation=activation))
+    x = clip_of((2, 4, 5))
+    net, variables = co.continual(layer, sequence_len=5)
+    expected = layer(as_torch(x).swapaxes(1, 2)).swapaxes(1, 2).detach()
+    np.testing.assert_allclose(net.apply(variables, x), expected, **TOLERANCE)
+    net, variables = co.continual(
+        torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), sequence_len=5
+    )
+    expected = layer(layer(as_torch(x).swapaxes(1, 2)))[:, -1:].swapaxes(1, 2).detach()
+    np.testing.assert_allclose(net.apply(variables, x), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [
+        torch.nn.Softmax(1),
+        torch.nn.Softmax(-2),
+        torch.nn.Softmax(),
+        torch.nn.PReLU(6),
+        torch.nn.Softmax2d(),
+        torch.nn.LayerNorm(6),
+        torch.nn.Conv1d(6, 6, 1),
+        torch.nn.Sequential(torch.nn.ReLU()),
+        torch.tanh,
+    ],
+)
+def test_an_activation_that_is_not_known_along_the_channels_is_refused(activation):
+    with pytest.raises(co.ConversionError, match="has an activation that is not known"):
+        co.continual(encoder_layer(activation=activation), sequence_len=3)
 
 
 def test_options_that_nothing_takes_are_refused():

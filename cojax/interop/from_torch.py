@@ -297,7 +297,7 @@ def _encoder_layers(module: Any, sequence_len: int) -> co.TransformerEncoderLaye
         attention.num_heads,
         module.linear1.out_features,
         module.dropout.p,
-        _activation(module.activation),
+        _activation(module),
         module.norm1.eps,
         module.norm_first,
         module.linear1.bias is not None,
@@ -307,15 +307,26 @@ def _encoder_layers(module: Any, sequence_len: int) -> co.TransformerEncoderLaye
     )
 
 
-def _activation(activation: Any) -> Any:
-    """The activation of an encoder layer, which may be a function or a module in torch."""
-    builder = _BUILDERS.get(activation.__class__)
-    if builder is not None:
-        return builder(activation)
+def _activation(layer: Any) -> Any:
+    """The activation of an encoder layer, which may be a function or a module in torch.
+
+    Torch gives it tokens whose last axis is the channels.
+    """
+    activation = layer.activation
     for name, function in (("relu", functional.relu), ("gelu", functional.gelu)):
         if activation is function:
             return name
-    raise ValueError(f"has an activation that is not known, {activation!r}; give it a module")
+    kind: Any = type(activation)
+    if isinstance(activation, nn.Module):
+        _require_parts(layer, activation=kind)
+    if kind in _ALONG_AXIS and activation.dim in (-1, 2):
+        return _ALONG_AXIS[kind](dim=1)
+    if kind in _ELEMENTWISE or (kind is nn.PReLU and activation.num_parameters == 1):
+        return _BUILDERS[kind](activation)
+    raise ValueError(
+        f"has an activation that is not known, {activation!r}; give it a module that computes each "
+        "entry by itself, or along the last axis (dim=-1)"
+    )
 
 
 def _flatten(module: Any) -> co.CoModule:
@@ -365,7 +376,9 @@ _ELEMENTWISE: dict[Hashable, Callable[..., Any]] = {
     }.items()
 }
 
-_ALONG_AXIS = ("Softmin", "Softmax", "LogSoftmax", "GLU")
+_ALONG_AXIS: dict[Hashable, Kind] = {
+    getattr(nn, name): getattr(co, name) for name in ("Softmin", "Softmax", "LogSoftmax", "GLU")
+}
 
 _BUILDERS: dict[Hashable, Callable[..., Any]] = {
     nn.Sequential: sequential,
@@ -399,7 +412,7 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
         getattr(nn, name): partial(recurrent, getattr(co, name), own)
         for name, own in RECURRENT.items()
     },
-    **{getattr(nn, name): partial(_along, getattr(co, name)) for name in _ALONG_AXIS},
+    **{module: partial(_along, kind) for module, kind in _ALONG_AXIS.items()},
     nn.Softmax2d: like(co.Softmax2d, ""),
     **_ELEMENTWISE,
     **{
@@ -419,7 +432,7 @@ _OF_EACH_STEP: dict[Hashable, Callable[..., Any]] = {
     **{getattr(nn, f"BatchNorm{d}"): _batch_norm_of_steps for d in _DIMENSIONS},
     nn.PReLU: _prelu,
     nn.Softmax2d: lambda module: co.Lambda(_AlongStep(co.Softmax, -3), takes_time=True),
-    **{getattr(nn, name): partial(_along_step, getattr(co, name)) for name in _ALONG_AXIS},
+    **{module: partial(_along_step, kind) for module, kind in _ALONG_AXIS.items()},
     **_ELEMENTWISE,
     nn.Dropout1d: like(co.Dropout2d, "p"),
     nn.Dropout2d: like(co.Dropout3d, "p"),
