@@ -280,10 +280,14 @@ def test_foreign_variables_are_not_written(net, tmp_path):
     variables = variables_of(net)
     variables["params"]["layers_head"]["bias"] = jnp.zeros(5)
     del variables["params"]["layers_conv"]
+    variables["params"]["layers_norm"]["gamma"] = jnp.zeros(3)
+    variables["intermediates"] = {"layers_head": {"output": (jnp.zeros(2),)}}
     with pytest.raises(co.CheckpointError) as error:
         co.save_torch(tmp_path / "w.pt", net, variables)
     assert "missing params/layers_conv/kernel" in str(error.value)
     assert "params/layers_head/bias has shape (5,), expected (2,)" in str(error.value)
+    assert "unexpected params/layers_norm/gamma, of shape (3,)" in str(error.value)
+    assert "unexpected intermediates/layers_head/output" in str(error.value)
     assert not (tmp_path / "w.pt").exists()
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
+from flax.core import unfreeze
 
 from cojax.interop.names import Entry, entries, flattened
 from cojax.module import CoModule
@@ -205,6 +207,13 @@ def _exported(
             )
         else:
             exported[name] = np.array(entry.leaf.to_torch(value), order="C")
+    known = {path for entry in wanted for path in entry.paths}
+    given = traverse_util.flatten_dict(unfreeze(dict(variables)))
+    problems += [
+        f"unexpected {'/'.join(path)}, of shape {np.shape(value)}"
+        for path, value in given.items()
+        if path not in known
+    ]
     if problems:
         raise CheckpointError(
             f"the variables are not those of {type(net).__name__}:\n  " + "\n  ".join(problems)
