@@ -241,8 +241,9 @@ def convert_block(block, *, convert):
 
 
 def test_what_cannot_be_converted_is_named_by_path_all_of_it_at_once():
-    hooked = torch.nn.ReLU()
+    hooked, doubling = torch.nn.ReLU(), torch.nn.ReLU()
     hooked.register_forward_hook(lambda *_: None)
+    doubling.forward = lambda x: 2 * x
     module = torch.nn.Sequential(
         torch.nn.LSTM(2, 2, bidirectional=True),
         torch.nn.Sequential(
@@ -258,6 +259,7 @@ def test_what_cannot_be_converted_is_named_by_path_all_of_it_at_once():
         torch.nn.Softmax(),
         hooked,
         torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(2, 2)),
+        doubling,
     )
     with pytest.raises(co.ConversionError) as error:
         co.continual(module, kernel_size={"6": 2}, per_step=True)
@@ -272,7 +274,8 @@ def test_what_cannot_be_converted_is_named_by_path_all_of_it_at_once():
         "6 (InstanceNorm1d)": "one value a channel",
         "7 (Softmax)": "does not say along which axis",
         "8 (ReLU)": "has hooks",
-        "9 (ParametrizedLinear)": "is a Linear of its own",
+        "9 (ParametrizedLinear)": 'parametrize.remove_parametrizations(module, "weight")',
+        "10 (ReLU)": "has a forward of its own",
     }.items():
         (line,) = (line for line in str(error.value).splitlines() if f"  {path}: " in line)
         assert words in line

@@ -219,6 +219,25 @@ def test_a_branch_may_overwrite_what_it_made_itself():
     np.testing.assert_allclose(net.apply(variables, x), expected, **TOLERANCE)
 
 
+def test_modules_that_continual_wrapped_are_converted_unless_their_forward_is_anothers():
+    module = continual.Sequential(
+        continual.forward_stepping(continual.forward_stepping(torch.nn.BatchNorm1d(4))),
+        continual.continual(torch.nn.Sequential(torch.nn.PReLU(), torch.nn.ReLU())),
+    )
+    module = shaken(module)
+    x = clip_of((2, 4, 6))
+    net, variables = co.continual(module)
+    expected = module.forward(as_torch(x)).detach()
+    np.testing.assert_allclose(net.apply(variables, x), expected, **TOLERANCE)
+    module[1][0].forward = torch.nn.PReLU().forward
+    with pytest.raises(co.ConversionError, match=r"1\.0 \(PReLU\): has a forward of its own"):
+        co.continual(module)
+    doubling = torch.nn.ReLU()
+    doubling.forward = lambda x: 2 * x
+    with pytest.raises(co.ConversionError, match="has a forward of its own"):
+        co.continual(continual.forward_stepping(doubling))
+
+
 def test_what_continual_computes_by_functions_of_torch_is_refused_or_registered():
     for module, words in (
         (continual.Conditional(lambda *_: True, torch.nn.ReLU()), "chooses by a function of torch"),

@@ -1,7 +1,9 @@
 """Builders for modules of ``torch.nn``."""
 
 import dataclasses
+import inspect
 import sys
+import types
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 from typing import Any
@@ -11,6 +13,7 @@ from jax import Array
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrize
 
 import cojax as co
 from cojax.layers.arguments import padded_windows
@@ -41,6 +44,26 @@ def require_plain(module: nn.Module) -> None:
             "has hooks, which change what it computes, or watch it: remove them (and weight or "
             "spectral norms with them, which leaves their weights)"
         )
+    if parametrize.is_parametrized(module):
+        parametrized: Any = module.parametrizations
+        name = next(iter(parametrized))
+        raise ValueError(
+            "is parametrised, by a weight norm or otherwise: fix its weights with "
+            f'torch.nn.utils.parametrize.remove_parametrizations(module, "{name}")'
+        )
+    if not _computes_as_its_class(module):
+        raise ValueError(
+            "has a forward of its own, which may compute something else than its class: "
+            "co.register a class that computes this"
+        )
+
+
+def _computes_as_its_class(module: nn.Module) -> bool:
+    """Whether a module's ``forward`` is its class's, as it is or wrapped by ``continual``."""
+    forward: Any = module.forward
+    while getattr(forward, "__module__", None) == "continual.convert":
+        forward = inspect.getclosurevars(forward).nonlocals["orig_forward"]
+    return forward == types.MethodType(type(module).forward, module)
 
 
 def tensors(module: nn.Module) -> dict[str, Tensor]:
