@@ -134,6 +134,18 @@ def test_a_converted_batch_norm_trains_as_in_flax():
         )
 
 
+def test_a_flax_module_used_twice_has_its_variables_in_both_places():
+    dense = nn.Dense(4)
+    inner = nn.Sequential([nn.Conv(4, (3,)), nn.relu])
+    module = nn.Sequential([dense, nn.relu, dense, inner, nn.relu, inner])
+    x = clip_of((2, 6, 4))
+    variables = variables_for(module, x)
+    net, converted = co.continual(module, variables)
+    expected = jnp.moveaxis(module.apply(variables, x), -1, 1)
+    for y in clip_and_stream(net, converted, jnp.moveaxis(x, -1, 1)):
+        np.testing.assert_allclose(y, expected, **TOLERANCE)
+
+
 class Gate(nn.Module):
     @nn.compact
     def __call__(self, x):

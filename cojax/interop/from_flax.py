@@ -269,9 +269,14 @@ _CELLS: dict[type[nn.Module], tuple[Kind, Sequence[str]]] = {
 
 
 def _sequential(module: nn.Sequential, *, convert: Kind) -> co.CoModule:
-    return co.Sequential(
-        {str(i): convert(layer, f"layers_{i}") for i, layer in enumerate(module.layers)}
-    )
+    # A module that is used again has the name of its first use.
+    names: dict[int, str] = {}
+    converted = {}
+    for i, layer in enumerate(module.layers):
+        own = f"layers_{i}"
+        name = names.setdefault(id(layer), own) if isinstance(layer, nn.Module) else own
+        converted[str(i)] = convert(layer, name)
+    return co.Sequential(converted)
 
 
 def _dense(module: nn.Dense, *, variables: Variables) -> co.CoModule:
