@@ -81,6 +81,8 @@ def test_a_network_of_continual_keeps_its_function_and_streams():
         (continual.AdaptiveMaxPool2d(1, 4, padding=1), co.AdaptiveMaxPool2d(1, 4, padding=1)),
         (continual.Linear(3, 4, channel_dim=1), co.Linear(3, 4, channel_dim=1)),
         (continual.LSTM(3, 4, 2, proj_size=2), co.LSTM(3, 4, 2, proj_size=2)),
+        (continual.Add(torch.nn.Parameter(torch.tensor(2.0))), co.Add(2.0)),
+        (continual.Multiply(torch.tensor(2.0, dtype=torch.bfloat16)), co.Multiply(2.0)),
         (continual.Zero(), co.Zero()),
         (continual.One(), co.One()),
     ],

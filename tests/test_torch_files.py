@@ -291,6 +291,28 @@ def test_foreign_variables_are_not_written(net, tmp_path):
     assert not (tmp_path / "w.pt").exists()
 
 
+def test_arrays_of_another_machine_or_of_more_precision_load(net, state_dict):
+    expected = co.load_torch(net, state_dict)
+    for dtype in (">f4", ">f8", np.longdouble):
+        given = {k: x.astype(dtype) if x.dtype.kind == "f" else x for k, x in state_dict.items()}
+        assert_same_bits(co.load_torch(net, given), expected, str(dtype))
+    state_dict["head.bias"] = np.full(2, np.finfo(np.longdouble).max)
+    with pytest.raises(co.CheckpointError, match=r"head\.bias has values beyond the range"):
+        co.load_torch(net, state_dict)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_dtypes_of_fewer_than_16_bits_are_not_written(net, tmp_path, dtype):
+    variables = variables_of(net)
+    head = variables["params"]["layers_head"]
+    head["bias"] = head["bias"].astype(dtype)
+    words = f"params/layers_head/bias has dtype {dtype}, which is not written: cast it"
+    with pytest.raises(co.CheckpointError, match=words):
+        co.to_torch(net, variables)
+    with pytest.raises(co.CheckpointError, match=words):
+        co.save_torch(tmp_path / "w.safetensors", net, variables)
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_files_keep_dtypes_and_bits(net, tmp_path, suffix, dtype):

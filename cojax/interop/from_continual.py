@@ -10,6 +10,7 @@ from continual import closure, container
 
 import cojax as co
 from cojax.interop.from_torch import RECURRENT, Kind, conv, like, linear, recurrent, sequential
+from cojax.interop.torch import array_of
 
 _FUNCTIONS: dict[Any, Kind] = {
     closure._unity: co.Identity,
@@ -78,14 +79,14 @@ def _lambda(module: Any, *, convert: Kind) -> co.CoModule:
     if fn in _FUNCTIONS:
         return _FUNCTIONS[fn]()
     if isinstance(fn, partial) and fn.func is closure._add:
-        return co.Add(_array(fn.keywords["constant"]))
+        return co.Add(_constant(fn.keywords["constant"]))
     if isinstance(fn, partial) and fn.func is closure._multiply:
-        return co.Multiply(_array(fn.keywords["factor"]))
+        return co.Multiply(_constant(fn.keywords["factor"]))
     return convert(fn, "fn")
 
 
-def _array(constant: Any) -> Any:
-    return constant.numpy() if isinstance(constant, torch.Tensor) else constant
+def _constant(value: Any) -> Any:
+    return array_of(value) if isinstance(value, torch.Tensor) else value
 
 
 def _reduction(module: Any) -> str:

@@ -140,13 +140,14 @@ def to_torch(
       The tensors by name, in torch's order.
 
     Raises:
-      CheckpointError: if the variables are not those of the network, or flattened names clash.
+      CheckpointError: if the variables are not those of the network, have a dtype of fewer than 16
+        bits, or flattened names clash.
       TypeError: as for :func:`load_torch`.
       ImportError: if torch is not installed.
     """
     torch = _torch("to_torch")
     return {
-        name: torch.from_numpy(value) if value.dtype.kind != "V" else _half(torch, value)
+        name: _half(torch, value) if value.dtype == jnp.bfloat16 else torch.from_numpy(value)
         for name, value in _exported(net, variables, delayed_names, flatten).items()
     }
 
@@ -174,8 +175,7 @@ def save_torch(
       flatten: as for :func:`to_torch`.
 
     Raises:
-      CheckpointError: if the variables are not those of the network, flattened names clash, or
-        ``path`` has another suffix.
+      CheckpointError: as for :func:`to_torch`, or if ``path`` has another suffix.
       TypeError: as for :func:`load_torch`.
       ImportError: if torch is needed and not installed.
     """
@@ -204,6 +204,11 @@ def _exported(
         elif np.shape(value) != entry.spec.shape:
             problems.append(
                 f"{'/'.join(entry.path)} has shape {np.shape(value)}, expected {entry.spec.shape}"
+            )
+        elif value.dtype.isbuiltin == 2 and value.dtype != jnp.bfloat16:  # not numpy's
+            problems.append(
+                f"{'/'.join(entry.path)} has dtype {value.dtype}, which is not written: cast it, "
+                "e.g. to bfloat16"
             )
         else:
             exported[name] = np.array(entry.leaf.to_torch(value), order="C")
@@ -280,12 +285,15 @@ def _half(torch: Any, value: np.ndarray) -> Any:
 
 def _value(entry: Entry, tensor: Any) -> np.ndarray:
     """A tensor as a variable. Raises a ValueError if the variable cannot hold its values."""
-    array = _array(tensor)
+    array = array_of(tensor)
     kind = jnp.floating if jnp.issubdtype(entry.spec.dtype, jnp.floating) else jnp.integer
     if not jnp.issubdtype(array.dtype, kind):
         raise ValueError(f"has dtype {array.dtype}, expected {kind.__name__} values")
     floating = kind is jnp.floating
-    dtype = jax.dtypes.canonicalize_dtype(array.dtype) if floating else entry.spec.dtype
+    dtype = entry.spec.dtype
+    if floating:
+        longest = np.float64 if array.dtype == np.longdouble else array.dtype
+        dtype = jax.dtypes.canonicalize_dtype(longest)
     with np.errstate(over="ignore"):
         value = array.astype(dtype)
     lost = np.isfinite(array) & ~np.isfinite(value) if floating else array != value
@@ -294,7 +302,8 @@ def _value(entry: Entry, tensor: Any) -> np.ndarray:
     return entry.leaf.from_torch(value)
 
 
-def _array(tensor: Any) -> np.ndarray:
+def array_of(tensor: Any) -> np.ndarray:
+    """The values of a tensor of torch, or of an array, in the byte order of this machine."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu()
         if str(tensor.dtype) == "torch.bfloat16":
@@ -302,7 +311,8 @@ def _array(tensor: Any) -> np.ndarray:
 
             return tensor.view(torch.uint16).numpy().view(jnp.bfloat16)
         return tensor.numpy()
-    return np.asarray(tensor)
+    array = np.asarray(tensor)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _renamed(name: str, rename: Rename | None) -> str:
