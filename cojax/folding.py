@@ -56,8 +56,8 @@ def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModu
       the same), and its variables.
 
     Raises:
-      ValueError: if the statistics of a norm are missing, or a module with variables is used in
-        more than one place.
+      ValueError: if the statistics or parameters of a norm are missing, or a module with variables
+        is used in more than one place.
     """
     shared = [places for places in uses(net).values() if len(places) > 1]
     for places in shared:
@@ -126,11 +126,15 @@ def scale_and_shift(norm: CoModule, variables: Variables) -> tuple[Array, Array]
     if "batch_stats" not in variables:
         raise ValueError("the variables lack batch_stats, what a batch norm has measured")
     learnt, running = variables.get("params", {}), variables["batch_stats"]
+    wanted = {"scale": norm.affine, "bias": norm.affine and norm.bias}
+    lacking = [name for name, has in wanted.items() if has and name not in learnt]
+    if lacking:
+        raise ValueError(f"the variables lack params of a batch norm: {', '.join(lacking)}")
     scale = lax.rsqrt(running["var"] + norm.eps)
-    if "scale" in learnt:
+    if wanted["scale"]:
         scale = scale * learnt["scale"]
     shift = -running["mean"] * scale
-    return scale, shift + learnt["bias"] if "bias" in learnt else shift
+    return scale, shift + learnt["bias"] if wanted["bias"] else shift
 
 
 def scaled(

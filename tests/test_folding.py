@@ -123,6 +123,14 @@ def test_what_cannot_be_folded_rightly_is_refused():
         co.fold_batch_norm(net, random_variables(net, 0))
     with pytest.raises(ValueError, match="the variables lack batch_stats"):
         co.fold_batch_norm(net.append(co.ReLU()), {"params": {}})
+    net = co.Sequential(co.Conv1d(3, 4, 3), co.BatchNorm1d(4))
+    variables = random_variables(net, 0)
+    del variables["params"]["layers_1"]["bias"]
+    with pytest.raises(ValueError, match="the variables lack params of a batch norm: bias"):
+        co.fold_batch_norm(net, variables)
+    del variables["params"]["layers_1"]
+    with pytest.raises(ValueError, match="the variables lack params of a batch norm: scale, bias"):
+        co.fold_batch_norm(net, variables)
 
 
 def test_a_shared_activation_hinders_no_folding():
