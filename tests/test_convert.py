@@ -284,6 +284,14 @@ def test_what_cannot_be_converted_is_named_by_path_all_of_it_at_once():
         co.continual(torch.nn.Mish())
 
 
+def test_a_norm_that_no_longer_tracks_its_statistics_is_refused():
+    for kind in (torch.nn.BatchNorm1d, torch.nn.InstanceNorm1d):
+        norm = kind(3, track_running_stats=True)
+        norm.track_running_stats = False
+        with pytest.raises(co.ConversionError, match=r"0 .*has running statistics and track_"):
+            co.continual(torch.nn.Sequential(norm))
+
+
 def encoder_layer(change=lambda layer: None, **options):
     layer = torch.nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, **options)
     change(layer)

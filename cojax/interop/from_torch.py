@@ -135,6 +135,11 @@ def linear(module: Any, *, channel_dim: int = -1) -> co.CoModule:
 
 def _running_norm(kind: Kind, module: Any, **own: Any) -> co.CoModule:
     tracks = module.running_mean is not None
+    if tracks and not module.track_running_stats:
+        raise ValueError(
+            "has running statistics and track_running_stats=False, and then neither updates nor "
+            "always uses them: set it to True, or make the norm with False, which has none"
+        )
     learnt = module.weight if module.weight is not None else module.running_mean
     return kind(
         module.num_features,
