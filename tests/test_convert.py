@@ -206,6 +206,76 @@ def test_options_go_to_all_that_take_them_or_by_path():
     )
 
 
+# Sequences that pad zeros before a convolution, and the shape of a clip.
+PADDED = {
+    "causal 1d": (
+        (torch.nn.ConstantPad1d((4, 0), 0.0), torch.nn.Conv1d(3, 4, 3, dilation=2)),
+        (2, 3, 7),
+    ),
+    "strided 1d": ((torch.nn.ZeroPad1d((1, 2)), torch.nn.Conv1d(3, 4, 4, stride=2)), (2, 3, 9)),
+    "padded twice": (
+        (torch.nn.ZeroPad1d((2, 0)), torch.nn.Conv1d(3, 4, 5, padding=1)),
+        (2, 3, 7),
+    ),
+    "same, and padded": (
+        (torch.nn.ZeroPad2d((1, 0, 0, 0)), torch.nn.Conv2d(3, 4, 3, padding="same")),
+        (2, 3, 7, 4),
+    ),
+    "2d": (
+        (torch.nn.ZeroPad2d((1, 0, 2, 0)), torch.nn.Conv2d(3, 4, 3, padding_mode="reflect")),
+        (2, 3, 7, 4),
+    ),
+    "3d": (
+        (torch.nn.ConstantPad3d((0, 1, 2, 1, 2, 0), 0), torch.nn.Conv3d(3, 4, 3)),
+        (2, 3, 5, 4, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PADDED)
+def test_zeros_padded_before_a_convolution_become_its_padding(case):
+    parts, shape = PADDED[case]
+    module = shaken(torch.nn.Sequential(*parts, torch.nn.ReLU()))
+    x = clip_of(shape)
+    net, variables = co.continual(module)
+    expected = module(as_torch(x)).detach()
+    for y in clip_and_stream(net, variables, x):
+        np.testing.assert_allclose(y, expected, **TOLERANCE)
+    assert_is_state_dict(net, variables, module)
+    assert module[1].padding == parts[1].padding != net.layers["1"].padding
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (torch.nn.ZeroPad1d(1),),
+        (torch.nn.ZeroPad1d(1), torch.nn.ReLU(), torch.nn.Conv1d(2, 2, 3)),
+        (torch.nn.ConstantPad1d(1, 0.5), torch.nn.Conv1d(2, 2, 3)),
+        (torch.nn.ConstantPad1d((-1, 2), 0), torch.nn.Conv1d(2, 2, 3)),
+        (torch.nn.ZeroPad1d(1), torch.nn.Conv2d(2, 2, 3)),
+        (
+            torch.nn.ZeroPad2d(1),
+            torch.nn.Conv2d(2, 2, 3, padding=(0, 1), padding_mode="reflect"),
+        ),
+        (torch.nn.ZeroPad1d(1), torch.nn.MaxPool1d(3)),
+    ],
+)
+def test_padding_that_is_no_convolutions_is_refused(parts):
+    words = r"  0 \(\w+\): pads by itself, and time can only be padded by a convolution or a pool"
+    with pytest.raises(co.ConversionError, match=words):
+        co.continual(torch.nn.Sequential(*parts))
+
+
+def test_padding_with_hooks_and_convolutions_of_ones_own_are_refused():
+    module = torch.nn.Sequential(torch.nn.ZeroPad1d(1), Doubled(2, 2, 3))
+    with pytest.raises(co.ConversionError, match=r"1 \(Doubled\): is a Conv1d of its own"):
+        co.continual(module)
+    tripled(module[0])
+    module[1] = torch.nn.Conv1d(2, 2, 3)
+    with pytest.raises(co.ConversionError, match=r"0 \(ZeroPad1d\): has hooks"):
+        co.continual(module)
+
+
 class Doubled(torch.nn.Conv1d):
     def forward(self, x):
         return 2 * super().forward(x)

@@ -41,7 +41,7 @@ def continual(
     step by step. Parameters keep their dtypes. It does not matter whether the module is in training
     mode: the network's mode is set by ``train=``. The names of a torch module are kept as well, so
     :func:`to_torch` gives back its ``state_dict``. Parameters that parts of a module share become
-    separate copies.
+    separate copies. Zeros padded before a convolution in a sequence become its own padding.
 
     A Flax module takes clips ``(B, T, *S, C)`` where the network takes ``(B, C, T, *S)``. Functions
     among its layers (``nn.relu``, ``functools.partial(nn.max_pool, ...)``) are converted with it.

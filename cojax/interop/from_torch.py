@@ -1,7 +1,9 @@
 """Builders for modules of ``torch.nn``."""
 
+import copy
 import dataclasses
 import inspect
+import itertools
 import sys
 import types
 from collections.abc import Callable, Hashable, Mapping
@@ -90,8 +92,8 @@ def like(kind: Kind, names: str) -> Callable[[nn.Module], co.CoModule]:
 def conv(kind: Kind, module: Any, **own: Any) -> co.CoModule:
     """A convolution with the arguments of torch's, and the others given."""
     windows = module.kernel_size, module.stride, module.padding, module.dilation
-    time, *_ = padded_windows(len(module.kernel_size), *windows)
-    if module.padding_mode != "zeros" and any(time.pads):
+    time, *_ = _pads(module)
+    if module.padding_mode != "zeros" and any(time):
         raise ValueError(
             f"pads time with padding_mode={module.padding_mode!r}: only zeros are known before a "
             "stream begins. Pad space alone, e.g. padding=(0, 1, 1)"
@@ -365,13 +367,60 @@ def _flatten(module: Any) -> co.CoModule:
     )
 
 
+def _pad(module: Any) -> co.CoModule:
+    if not any(module.padding):
+        return co.Identity()
+    raise ValueError(
+        "pads by itself, and time can only be padded by a convolution or a pool: zeros directly "
+        "before a convolution of as many axes, in one Sequential, become its padding; else pad "
+        "there, e.g. co.Conv1d(..., padding=((2, 0),))"
+    )
+
+
 def sequential(module: Any, *, convert: Kind) -> co.CoModule:
-    """A sequence of the converted modules, by their names."""
-    return co.Sequential({name: convert(part, name) for name, part in module._modules.items()})
+    """A sequence of the converted modules, by their names.
+
+    Zeros that are padded before a convolution become its own padding.
+    """
+    parts: dict[str, Any] = dict(module._modules)
+    for before, after in itertools.pairwise(parts):
+        if _can_pad(parts[after], parts[before]):
+            parts[before], parts[after] = _padded_within(parts[before], parts[after])
+    return co.Sequential({name: convert(part, name) for name, part in parts.items()})
+
+
+def _can_pad(conv: Any, pad: Any) -> bool:
+    """Whether a convolution could pad what is padded before it."""
+    zeros = _PADS.get(type(pad)) is type(conv) and pad.value == 0 and min(pad.padding) >= 0
+    return zeros and (conv.padding_mode == "zeros" or not any(map(any, _pads(conv))))
+
+
+def _padded_within(pad: Any, conv: Any) -> tuple[Any, Any]:
+    """Copies of the two that do the same, of which the convolution does the padding."""
+    before, after = copy.copy(pad), copy.copy(conv)
+    before.padding = (0,) * len(pad.padding)
+    # Torch lists the pads from the last axis on.
+    more = reversed(list(zip(pad.padding[::2], pad.padding[1::2], strict=True)))
+    after.padding = tuple((a + c, b + d) for (a, b), (c, d) in zip(_pads(conv), more, strict=True))
+    after.padding_mode = "zeros"
+    return before, after
+
+
+def _pads(conv: Any) -> list[tuple[int, int]]:
+    """The padding before and after each axis."""
+    windows = conv.kernel_size, conv.stride, conv.padding, conv.dilation
+    return [axis.pads for axis in padded_windows(len(conv.kernel_size), *windows)]
 
 
 _DIMENSIONS = ("1d", "2d", "3d")
 _POOL = "kernel_size stride padding ceil_mode count_include_pad"
+
+# The convolution that each pads for.
+_PADS: dict[Any, type[nn.Module]] = {
+    getattr(nn, f"{family}{d}"): getattr(nn, f"Conv{d}")
+    for family in ("ConstantPad", "ZeroPad")
+    for d in _DIMENSIONS
+}
 
 # What computes every entry by itself, whatever the axes mean.
 _ELEMENTWISE: dict[Hashable, Callable[..., Any]] = {
@@ -418,6 +467,7 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
     nn.LayerNorm: _layer_norm,
     nn.PReLU: _prelu,
     nn.Flatten: _flatten,
+    **dict.fromkeys(_PADS, _pad),
     nn.MultiheadAttention: _attention,
     nn.TransformerEncoder: _encoder,
     nn.TransformerEncoderLayer: _encoder_layer,
