@@ -159,6 +159,14 @@ def test_what_is_not_known_of_single_steps_is_refused_by_its_path():
         co.continual(by_mode)
 
 
+def test_norms_of_single_steps_take_their_statistics_whatever_the_option_says():
+    norms = torch.nn.GroupNorm(2, 4), torch.nn.LayerNorm((4, 3)), torch.nn.InstanceNorm1d(4)
+    module = continual.Sequential(*map(continual.Lambda, norms))
+    net, _ = co.continual(module)
+    assert co.continual(module, per_step=True)[0] == net
+    assert co.continual(module, per_step=False)[0] == net
+
+
 def test_what_is_registered_may_be_given_single_steps():
     co.register(torch.nn.Mish, lambda _: co.Lambda(jax.nn.mish))
     module = continual.Lambda(torch.nn.Sequential(torch.nn.Mish(), torch.nn.Softmax(-1)))

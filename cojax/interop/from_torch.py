@@ -227,8 +227,9 @@ def _batch_norm_of_steps(module: Any) -> co.CoModule:
     return _running_norm(co.BatchNorm, module)
 
 
-def _layer_norm_of_steps(module: Any) -> co.CoModule:
-    return _layer_norm(module, per_step=True)
+def _norm_of_steps(norm: Kind, module: Any, *, per_step: bool = True) -> co.CoModule:
+    """A norm whose statistics are those of each step, also where it is not told so."""
+    return norm(module, per_step=True)
 
 
 def recurrent(kind: Kind, own: str, module: Any) -> co.CoModule:
@@ -503,10 +504,10 @@ _BUILDERS: dict[Hashable, Callable[..., Any]] = {
 _OF_EACH_STEP: dict[Hashable, Callable[..., Any]] = {
     nn.Sequential: sequential,
     nn.Linear: linear,
-    nn.GroupNorm: partial(_group_norm, per_step=True),
-    nn.LayerNorm: _layer_norm_of_steps,
-    nn.InstanceNorm1d: partial(_instance_norm, co.InstanceNorm2d, per_step=True),
-    nn.InstanceNorm2d: partial(_instance_norm, co.InstanceNorm3d, per_step=True),
+    nn.GroupNorm: partial(_norm_of_steps, _group_norm),
+    nn.LayerNorm: partial(_norm_of_steps, _layer_norm),
+    nn.InstanceNorm1d: partial(_norm_of_steps, partial(_instance_norm, co.InstanceNorm2d)),
+    nn.InstanceNorm2d: partial(_norm_of_steps, partial(_instance_norm, co.InstanceNorm3d)),
     **{getattr(nn, f"BatchNorm{d}"): _batch_norm_of_steps for d in _DIMENSIONS},
     nn.PReLU: _prelu,
     nn.Softmax2d: lambda module: co.Lambda(_AlongStep(co.Softmax, -3), takes_time=True),
