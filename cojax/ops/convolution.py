@@ -25,6 +25,8 @@ from cojax.timing import Axis
 
 # Up to this many outputs, a matrix product is used, see _spatial.
 _FEW_PLACES = 2 * 14 * 14
+# Above this many taps, they are not handled one by one, see _over_time.
+_MANY_TAPS = 16
 # Above this many numbers in all windows, a convolution is used, see _over_time.
 _MANY_NUMBERS = 2**18
 
@@ -115,11 +117,13 @@ def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
       product over windows, most of it for allocating memory (236 steps of 50 joints, 256 channels,
       9 taps).
     * If the windows are small, it is one product over them: 0.13 ms instead of 0.26 (61 steps of 64
-      channels, 5 taps).
+      channels, 5 taps). The windows are gathered if there are many taps: slicing a tap at a time
+      takes 3 s to compile instead of 0.06, and 0.12 ms instead of 0.04 (16000 samples, 400 taps, a
+      stride of 160).
     """
     taps, channels, out = kernel.shape
     steps = time.length(x.shape[1])
-    if out < channels and time.stride == 1:
+    if out < channels and time.stride == 1 and taps <= _MANY_TAPS:
         products = (padded(product(x, kernel[tap]), [time]) for tap in range(taps))
         return functools.reduce(
             jnp.add,
@@ -130,6 +134,10 @@ def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
         y = convolution(flat, kernel[:, None], [time, Axis(1, 1, 0)])
         return y.reshape(*y.shape[:2], *x.shape[2:-1], out)
     x = padded(x, [time])
+    if taps > _MANY_TAPS:
+        places = time.stride * np.arange(steps)[:, None] + time.dilation * np.arange(taps)
+        windows = jnp.moveaxis(jnp.take(x, places, axis=1, mode="clip"), 2, -2)
+        return product(lax.collapse(windows, windows.ndim - 2), kernel.reshape(-1, out))
     parts = [strided(x, 1, tap * time.dilation, steps, time.stride) for tap in range(taps)]
     return product(jnp.concatenate(parts, axis=-1), kernel.reshape(-1, out))
 
