@@ -129,7 +129,7 @@ def _oldest(ring: Array, count: Array) -> Array:
             return read(ring, count % ring.shape[1])
 
         def never(ring: Array, count: Array) -> Array:
-            return jnp.zeros((ring.shape[0], *ring.shape[2:]), ring.dtype)
+            return jnp.zeros_like(ring[:, 0])
 
         return lax.cond(count >= 0, taken, never, ring, count)
 

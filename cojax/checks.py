@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cojax.errors import InputError
-from cojax.frames import Spec, State
+from cojax.frames import Frame, Spec, State, flat_streams
 
 
 def require_floating(x: Spec, module: Any) -> None:
@@ -41,6 +41,12 @@ def require_step(x: Any, module: Any, space: int, channels: int | None = None) -
             f"in a step of shape {x.shape}"
         )
     require_floating(x, module)
+
+
+def require_clips(method: str, x: Any) -> None:
+    """Raises an InputError for Frames, where a clip is expected."""
+    if any(isinstance(clip, Frame) for clip in flat_streams(x)):
+        raise InputError(f"{method} takes clips; Frames are for forward_step and forward_steps")
 
 
 def require_state(state: Any) -> None:

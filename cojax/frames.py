@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, export
 from jax.typing import ArrayLike
 
 from cojax.errors import InputError
@@ -49,7 +49,8 @@ class Frame:
         if np.ndim(self.valid) != 0:
             raise ValueError(
                 f"or_none() reads the frame of one step, but valid has shape "
-                f"{np.shape(self.valid)}; use dense() for the frames of forward_steps"
+                f"{np.shape(self.valid)}; use dense() for the frames of forward_steps, and "
+                "value[i] where valid[i] for those of a step under vmap"
             )
         return self.value if bool(self.valid) else None
 
@@ -58,13 +59,24 @@ class Frame:
 
         On the host only: the length depends on ``valid``.
         """
-        if np.ndim(self.valid) != 1:
+        if np.ndim(self.valid) != 1 or np.shape(self.value)[2:3] != np.shape(self.valid):
             raise ValueError(
-                f"dense() reads the frames of many steps, but valid has shape "
-                f"{np.shape(self.valid)}; use or_none() for the frame of one step"
+                f"dense() reads the frames of many steps, (B, C, T, *S) and (T,), but value and "
+                f"valid have shapes {np.shape(self.value)} and {np.shape(self.valid)}; use "
+                "or_none() for the frame of one step, and value[i] where valid[i] for those of a "
+                "step under vmap"
             )
         (emitted,) = np.nonzero(np.asarray(self.valid))
         return self.value[:, :, emitted] if len(emitted) else None
+
+
+# So that jax.export can serialize steps that return Frames.
+export.register_pytree_node_serialization(
+    Frame,
+    serialized_name="cojax.Frame",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +148,19 @@ class Signal:
 def select(condition: bool | Array, on_true: Array, on_false: Array) -> Array:
     """``jnp.where``, at no cost if the condition is known while tracing to be True."""
     return on_true if condition is True else jax.lax.select(condition, on_true, on_false)
+
+
+def varying_like(tree: Any, x: Array) -> Any:
+    """Returns the arrays of a tree, varying along the mesh axes that ``x`` varies along.
+
+    In ``jax.shard_map``, the state that a scan starts from must vary like the states that it
+    computes. Scalars, which are counters, are the same on all devices.
+    """
+
+    def varying(leaf: Array) -> Array:
+        return leaf + jax.lax.full_like(x, 0, leaf.dtype, shape=()) if leaf.ndim else leaf
+
+    return jax.tree.map(varying, tree)
 
 
 def map_streams(function: Callable[..., Any], *streams: Any) -> Any:

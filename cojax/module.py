@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core.scope import is_filter_empty
 from flax.linen.kw_only_dataclasses import field
 from jax import Array
 
 from cojax.buffers import counted_together
-from cojax.checks import misfits, require_state, require_static
+from cojax.checks import misfits, require_clips, require_state, require_static
 from cojax.chunks import Chunk, is_chunk, met
 from cojax.errors import InputError
 from cojax.frames import (
@@ -40,6 +41,8 @@ from cojax.frames import (
     map_streams,
     spec_of,
     step_spec,
+    varying_like,
+    with_time,
     without_time,
 )
 from cojax.layout import as_clip, as_step, channels_second
@@ -59,6 +62,8 @@ from cojax.timing import Timing
 
 # Flax's name for the collection of values that a module sows.
 _SOWN = "intermediates"
+# The fields that Flax adds to those of a module.
+_FLAX_FIELDS = ("parent", "name")
 
 
 class CoModule(nn.Module):
@@ -103,6 +108,9 @@ class CoModule(nn.Module):
         require_mode(self.call_mode)
         super().__post_init__()
 
+    # Whether the shapes of the variables are known without an input.
+    declares: ClassVar[bool] = True
+
     # Fields that do not affect what a stream computes.
     _without_effect: ClassVar[frozenset[str]] = frozenset({"call_mode"})
 
@@ -123,13 +131,25 @@ class CoModule(nn.Module):
         for name in ("children", "output_spec", "fresh_state"):
             if name in cls.__dict__:
                 nn.nowrap(cls.__dict__[name])
+        # What an inherited chunk computes need not be what an own step computes.
+        if "step" in cls.__dict__ and "chunk" not in cls.__dict__:
+            cls.chunk = CoModule.chunk  # type: ignore[method-assign]
         # For a class without a constructor of its own Flax generates one from the fields, even
         # over an inherited one.
         if "__init__" in cls.__dict__:
             cls._written_init = nn.nowrap(cls.__dict__["__init__"])
         elif cls._written_init is not None:
             cls.__init__ = cls._written_init  # type: ignore[method-assign]
+        own = cls.__dict__.keys() & {"__eq__", "__hash__"}
         super().__init_subclass__(**options)
+        if not own:  # Flax's would compare arrays.
+            cls.__eq__, cls.__hash__ = CoModule.__eq__, CoModule.__hash__  # type: ignore[method-assign]
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and _identity(self) == _identity(other)
+
+    def __hash__(self) -> int:
+        return hash((type(self), _identity(self)))
 
     # For subclasses to implement.
 
@@ -140,8 +160,16 @@ class CoModule(nn.Module):
 
     @nn.nowrap
     def children(self) -> Mapping[str, "CoModule"]:
-        """Returns the child modules by the last part of their torch path, in the order they run."""
-        return {}
+        """Returns the child modules by the last part of their torch path, in the order they run.
+
+        By default, these are the modules in the fields of this one.
+        """
+        fields = ((each.name, getattr(self, each.name)) for each in dataclasses.fields(self))
+        return {
+            name: value
+            for name, value in fields
+            if isinstance(value, CoModule) and name not in _FLAX_FIELDS
+        }
 
     @nn.nowrap
     def output_spec(self, x: Any) -> Any:
@@ -230,8 +258,7 @@ class CoModule(nn.Module):
           InputError: if the clip does not fit the network or is too short for it.
         """
         require_static(train=train)
-        if any(isinstance(clip, Frame) for clip in flat_streams(x)):
-            raise InputError("forward takes clips; Frames are for forward_step and forward_steps")
+        require_clips("forward", x)
         x = map_streams(jnp.asarray, x)
         self.output_spec(map_streams(lambda clip: without_time(spec_of(clip)), x))
         return self.clip(x, train=train)
@@ -338,10 +365,12 @@ class CoModule(nn.Module):
         Raises:
           InputError: as in :meth:`forward`.
         """
+        require_clips("forward_stream", x)
         steps = length_of(x)
         self.require_length(steps)
         outputs = self.timing.outputs(steps)
         state = self.init_state(map_streams(lambda clip: without_time(spec_of(clip)), x))
+        state = varying_like(state, flat_streams(x)[0])
         frames, _ = self.forward_steps(state, x, pad_end=True, train=train)
         return map_streams(
             lambda frame: frame.value[:, :, outputs.start : outputs.stop : outputs.step], frames
@@ -494,6 +523,34 @@ def uses(net: CoModule) -> dict[int, list[tuple[str, ...]]]:
     return found
 
 
-def declared(net: CoModule) -> Any:
-    """Returns the specs of a network's variables, without creating any."""
-    return jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
+def declared(net: CoModule, x: Any = None) -> Any:
+    """Returns the specs of a network's variables, without creating any.
+
+    Args:
+      net: the network.
+      x: the spec of a step, which the variables of wrapped Flax modules depend on.
+
+    Raises:
+      TypeError: if they do, and it is not given.
+    """
+    if x is None or all(module.declares for _, module in walk(net)):
+        return jax.eval_shape(lambda key: net.init(key, method="declare"), jax.random.key(0))
+    steps = max(net.timing.delay + 1 - net.timing.end, 1)
+    clip = map_streams(lambda spec: with_time(spec, steps), x)
+    return jax.eval_shape(net.init, jax.random.key(0), clip)
+
+
+def _identity(module: CoModule) -> tuple[Any, ...]:
+    """Returns what two equal modules share: their fields, with arrays by their bits."""
+    return tuple(
+        (each.name, _hashable(getattr(module, each.name)))
+        for each in dataclasses.fields(module)
+        if each.compare
+    )
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
+        array = np.asarray(value)
+        return array.shape, array.dtype.name, array.tobytes()
+    return value

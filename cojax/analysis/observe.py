@@ -82,7 +82,7 @@ def observe_step(net: CoModule, x: Any) -> Call:
         with nn.intercept_methods(observer):
             net.apply(variables, state, map_streams(_Observed, x), method="step")
 
-    jax.eval_shape(run, declared(net), state, x)
+    jax.eval_shape(run, declared(net, x), state, x)
     return observer.root
 
 
@@ -94,7 +94,7 @@ def observe_clip(net: CoModule, x: Any) -> Call:
     """
     observer = _Observer(steps=False)
     with nn.intercept_methods(observer):
-        jax.eval_shape(net.apply, declared(net), x)
+        jax.eval_shape(net.apply, declared(net, map_streams(without_time, x)), x)
     return observer.root
 
 

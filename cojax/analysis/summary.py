@@ -182,7 +182,7 @@ def _parameters(net: CoModule, root: Call) -> collections.Counter[tuple[str, ...
     """The number of parameters by module path: each belongs to the innermost module around it."""
     places = {call.place for call in root.walk()}
     counts: collections.Counter[tuple[str, ...]] = collections.Counter()
-    leaves, _ = jax.tree_util.tree_flatten_with_path(declared(net).get("params", {}))
+    leaves, _ = jax.tree_util.tree_flatten_with_path(declared(net, root.x).get("params", {}))
     for path, leaf in leaves:
         place = tuple(part.key for part in path)
         while place not in places:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 from jax import Array
@@ -109,20 +110,20 @@ class Sequential(Container):
         self, names: tuple[str, ...], state: State, signal: Signal, train: bool
     ) -> tuple[Any, State]:
         """Runs these modules if the signal is valid, and leaves the state as it is if it is not."""
-        answered: Any = spec_of(signal)
+        declared_output: Any = spec_of(signal)
         for name in names:
-            answered = self.layers[name].output_spec(answered)
+            declared_output = self.layers[name].output_spec(declared_output)
         before = {key(name): state[key(name)] for name in names if key(name) in state}
 
         def run(module: Sequential, value: Array, before: State) -> tuple[Any, State]:
             # A signal that is known to be valid needs no mask.
             valid = dataclasses.replace(signal, value=value, valid=True)
             output, after = module._run(names, before, valid, train)
-            _require_specs(map_streams(spec_of, output), answered)
+            _require_specs(map_streams(spec_of, output), declared_output)
             return map_streams(lambda s: Frame(s.value, jnp.asarray(s.valid)), output), after
 
         def rest(module: Sequential, value: Array, before: State) -> tuple[Any, State]:
-            return map_streams(_nothing, answered), before
+            return map_streams(lambda spec: _nothing(spec, value), declared_output), before
 
         frames, after = nn.cond(signal.valid, run, rest, self, signal.value, before)
 
@@ -137,8 +138,9 @@ def _may_skip(flow: Any) -> bool:
     return isinstance(flow, Signal) and flow.skip and flow.always_real and flow.valid is not True
 
 
-def _nothing(spec: Spec) -> Frame:
-    return Frame(jnp.zeros(spec.shape, spec.dtype), jnp.zeros((), jnp.bool_))
+def _nothing(spec: Spec, like: Array) -> Frame:
+    value = jax.lax.full_like(like, 0, spec.dtype, shape=spec.shape)
+    return Frame(value, jnp.zeros((), jnp.bool_))
 
 
 def _require_specs(given: Any, declared: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.nn.initializers import glorot_uniform, normal, zeros
 from jax.typing import DTypeLike
 
@@ -120,7 +120,8 @@ class MultiheadAttention(CoModule):
         offset = self.offsets[which]
         if offset is not None:
             projected = projected + offset.astype(projected.dtype)
-        return projected.reshape(*projected.shape[:-1], self.num_heads, -1)
+        head = projected.shape[-1] // self.num_heads
+        return projected.reshape(*projected.shape[:-1], self.num_heads, head)
 
     @property
     def _tokens_alone(self) -> bool:
@@ -153,7 +154,7 @@ class MultiheadAttention(CoModule):
             y = self._found_among_tokens(heads_first(query), parts, train)
         else:
             y = heads_first(self._found(query, parts, train))
-        y = product(y.reshape(*y.shape[:-2], -1), self.out_kernel.astype(y.dtype))
+        y = product(lax.collapse(y, y.ndim - 2), self.out_kernel.astype(y.dtype))
         return y if self.out_offset is None else y + self.out_offset.astype(y.dtype)
 
     def _found(self, query: Array, parts: Sequence[tuple[Array, Array]], train: bool) -> Array:
@@ -181,10 +182,11 @@ class MultiheadAttention(CoModule):
             kernel.astype(query.dtype).reshape(heads, -1, kernel.shape[-1])
             for kernel in self.kernels[1:]
         )
-        query = from_heads(query, of_keys).reshape(*batch, asking * heads, -1)
+        query = lax.collapse(from_heads(query, of_keys), len(batch), len(batch) + 2)
         keys, values = zip(*parts, strict=True)
         weights = self.drop.clip(attention_weights(query, keys), train=train)
-        sums = attended(weights, values).reshape(*batch, asking, heads, -1)
+        sums = attended(weights, values)
+        sums = sums.reshape(*batch, asking, heads, sums.shape[-1])
         y = to_heads(sums, of_values)
         if (offset := self.offsets[2]) is not None:
             total = weights.sum(-1).reshape(*batch, asking, heads, 1).astype(y.dtype)

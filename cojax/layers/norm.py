@@ -463,7 +463,8 @@ class GroupNorm(_InputNorm):
         return (1, *range(TIME + self.per_step, rank))
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        grouped = x.reshape(x.shape[0], self.num_groups, -1, *x.shape[2:])
+        size = x.shape[1] // self.num_groups
+        grouped = x.reshape(x.shape[0], self.num_groups, size, *x.shape[2:])
         mean, var = _statistics(grouped, [axis + 1 for axis in self._axes(x.ndim)])
         channels = (self.num_groups, -1, *(1,) * (x.ndim - 2))
         return _normalised(self, grouped, mean, var, channels).reshape(x.shape)

@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike, DTypeLike
 
-from cojax.checks import require_step
+from cojax.checks import require_clips, require_step
 from cojax.errors import InputError
-from cojax.frames import Frame, Signal, Spec, State, select, spec_of, without_time
+from cojax.frames import Signal, Spec, State, select, spec_of, varying_like, without_time
 from cojax.layers.arguments import require_one_of, require_positive, require_probability
 from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
@@ -87,7 +87,8 @@ class _Recurrent(CoModule):
         return Spec((x.shape[0], self._sizes["hidden"]), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        y, _ = self._over_time(x, self.fresh_state(without_time(spec_of(x))), train)
+        state = varying_like(self.fresh_state(without_time(spec_of(x))), x)
+        y, _ = self._over_time(x, state, train)
         return y
 
     def fresh_state(self, x: Spec) -> State:
@@ -163,10 +164,9 @@ class _Recurrent(CoModule):
         return self._from_hidden(*inputs, hx=hx, return_hidden=return_hidden, **arguments)
 
     def _from_hidden(self, x: Any, train: bool = False, *, hx: Any, return_hidden: bool) -> Any:
-        if isinstance(x, Frame):
-            raise InputError("forward takes clips; Frames are for forward_step and forward_steps")
+        require_clips("forward", x)
         x = jnp.asarray(x)
-        state = self.init_state(without_time(spec_of(x)))
+        state = varying_like(self.init_state(without_time(spec_of(x))), x)
         if hx is not None:
             state = self.initial_state(*(hx if isinstance(hx, tuple | list) else (hx,)))
             batch, dtype = len(state["hidden"]), state["hidden"].dtype

@@ -96,6 +96,8 @@ class ForwardStepping(TimeLocal):
       TypeError: from ``declare``, since the shapes of the variables depend on the input.
     """
 
+    declares = False
+
     module: nn.Module
     channels_last: bool = False
 
@@ -129,6 +131,8 @@ class ForwardStepping(TimeLocal):
                 "or past the end of the stream; train it on clips, through forward"
             )
         return super().step(state, signal, train=train)
+
+    chunk = TimeLocal.chunk
 
     @nn.nowrap
     def _told(self, train: bool) -> dict[str, Any]:

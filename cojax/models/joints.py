@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import flax.linen as nn
 from flax.core import FrozenDict
-from jax import Array
+from jax import Array, lax
 
 from cojax.checks import require_step
 from cojax.chunks import Chunk
@@ -92,9 +92,10 @@ class JointUnit(Parent):
     def by_person(self, x: Array) -> Array:
         """``(B, C, T, persons * joints)`` as ``(B, T, persons, joints, C)``."""
         x = channels_last(x)
-        return x.reshape(*x.shape[:2], -1, self.graph.joints, x.shape[-1])
+        persons = x.shape[2] // self.graph.joints
+        return x.reshape(*x.shape[:2], persons, self.graph.joints, x.shape[-1])
 
 
 def side_by_side(x: Array) -> Array:
     """``(B, T, persons, joints, C)`` as ``(B, C, T, persons * joints)``."""
-    return channels_second(x.reshape(*x.shape[:2], -1, x.shape[-1]))
+    return channels_second(lax.collapse(x, 2, 4))

@@ -23,7 +23,7 @@ from typing import TypedDict, Unpack
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from cojax.analysis.macs import register_macs
 from cojax.checks import require_floating
@@ -367,7 +367,7 @@ class JointsToChannels(TimeLocal):
         return Spec((x.shape[0], self.in_channels * self.joints * self.persons), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        return jnp.transpose(x, (0, 4, 3, 1, 2)).reshape(x.shape[0], -1, x.shape[2])
+        return lax.collapse(jnp.transpose(x, (0, 4, 3, 1, 2)), 1, 4)
 
 
 class ChannelsToJoints(TimeLocal):

@@ -5,7 +5,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from cojax.analysis.macs import Macs, register_macs
 from cojax.frames import Spec
@@ -71,12 +71,12 @@ class SpatialAttention(JointUnit):
         if train and self.drop_connect:
             weights = self._hide_joints(weights)
         y = jnp.einsum("...hqk,...khc->...qhc", weights, v)
-        return run("attn_out", side_by_side(y.reshape(*y.shape[:-2], -1)))
+        return run("attn_out", side_by_side(lax.collapse(y, y.ndim - 2)))
 
     @nn.nowrap
     def _by_head(self, x: Array) -> Array:
         """``(..., C)`` as ``(..., heads, C / heads)``."""
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+        return x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
 
     def _hide_joints(self, weights: Array) -> Array:
         """The weights without those of hidden joints, rescaled to add up to one."""
@@ -135,11 +135,11 @@ class AttentionUnit(JointUnit):
 
     def _joint_norm(self, x: Array, run: Run) -> Array:
         """Normalises with joints as channels, and persons as rows of the batch."""
-        batch, channels, steps, _ = x.shape
+        batch, channels, steps, places = x.shape
         joints = self.graph.joints
         y = jnp.transpose(self.by_person(x), (0, 2, 4, 3, 1))
         y = run("data_bn", y.reshape(-1, channels * joints, steps))
-        y = y.reshape(batch, -1, channels, joints, steps)
+        y = y.reshape(batch, places // joints, channels, joints, steps)
         return side_by_side(jnp.transpose(y, (0, 4, 1, 3, 2)))
 
 

@@ -20,7 +20,7 @@ from cojax.ops.dense import convolution
 from cojax.ops.depthwise import depthwise, depthwise_by_each
 from cojax.ops.gradient import recomputed
 from cojax.ops.product import product, times
-from cojax.ops.windows import lengths, padded, shifted, strided, thinned
+from cojax.ops.windows import exceeds, lengths, padded, shifted, strided, thinned
 from cojax.timing import Axis
 
 # Up to this many outputs, a matrix product is used, see _spatial.
@@ -46,9 +46,9 @@ def convolve_clip(x: Array, kernel: Array, axes: Sequence[Axis], groups: int) ->
     ]
     # Stacked before the steps join the batch, XLA would lay the windows out again for the gradient.
     windows = jnp.concatenate([tap.reshape(-1, *tap.shape[2:]) for tap in taps], axis=-1)
-    windows = windows.reshape(*windows.shape[:-1], len(taps), -1)
+    windows = windows.reshape(*windows.shape[:-1], len(taps), x.shape[-1])
     y = convolve_window(windows, kernel, space, groups)
-    return y.reshape(len(x), steps, *y.shape[1:])
+    return y.reshape(x.shape[0], steps, *y.shape[1:])
 
 
 def convolve_window(window: Array, kernel: Array, space: Sequence[Axis], groups: int) -> Array:
@@ -87,7 +87,7 @@ def contributions(
         kernel = jnp.take(kernel, taps, axis=0, mode="clip")
         return depthwise_by_each(x, kernel[..., 0, :], space)
     x, kernel = thinned(x, space, first=1), kernel.reshape(len(kernel), *kernel.shape[-2:])
-    if x.size // x.shape[-1] > kernel.shape[-1]:
+    if len(kernel) <= _MANY_TAPS and exceeds(x.size // x.shape[-1], kernel.shape[-1]):
         kernel = jnp.take(kernel, taps, axis=0, mode="clip")
         return jnp.stack([product(x, tap) for tap in kernel], axis=1)
     flat = x.reshape(-1, x.shape[-1])
@@ -101,10 +101,10 @@ def _pointwise(window: Array, kernel: Array, groups: int) -> Array:
     if groups == 1:
         window = lax.collapse(window, window.ndim - 2)
         return product(window, kernel.reshape(-1, kernel.shape[-1]))
-    window = window.reshape(*window.shape[:-1], groups, -1)
+    window = window.reshape(*window.shape[:-1], groups, window.shape[-1] // groups)
     kernel = kernel.reshape(*kernel.shape[:-1], groups, -1)
     out = jnp.einsum("...kgc,kcgo->...go", window, kernel)
-    return out.reshape(*out.shape[:-2], -1)
+    return lax.collapse(out, out.ndim - 2)
 
 
 def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
@@ -129,7 +129,7 @@ def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
             jnp.add,
             (strided(y, 1, tap * time.dilation, steps, 1) for tap, y in enumerate(products)),
         )
-    if time.stride == 1 and taps * x.size > _MANY_NUMBERS:
+    if time.stride == 1 and exceeds(taps * x.size, _MANY_NUMBERS):
         flat = x.reshape(*x.shape[:2], -1, channels)
         y = convolution(flat, kernel[:, None], [time, Axis(1, 1, 0)])
         return y.reshape(*y.shape[:2], *x.shape[2:-1], out)
@@ -157,7 +157,7 @@ def _spatial(window: Array, kernel: Array, axes: Sequence[Axis], groups: int) ->
     window = window.reshape(batch, *extent, taps * channels)
     kernel = jnp.moveaxis(kernel, 0, -3).reshape(*size, taps * channels // groups, -1)
     windows = lengths(extent, axes)
-    if groups == 1 and batch * math.prod(windows) <= _FEW_PLACES:
+    if groups == 1 and not exceeds(batch * math.prod(windows), _FEW_PLACES):
 
         @recomputed
         def of_each(window: Array, kernel: Array) -> Array:

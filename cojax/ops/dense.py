@@ -9,7 +9,7 @@ from jax import Array, lax
 
 from cojax.ops.fast_fir import convolve_by_phases
 from cojax.ops.gradient import bilinear, recomputed, transposed
-from cojax.ops.windows import lengths, output_spec, padded, strided
+from cojax.ops.windows import exceeds, lengths, output_like, padded, strided
 from cojax.timing import Axis
 
 _SPACE = "HW"
@@ -126,7 +126,7 @@ def _by_input(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
             dimension_numbers=_dimensions(2),
         )
 
-    return transposed(of_output, output_spec(x, kernel, axes))(x)
+    return transposed(of_output, output_like(x, kernel, axes))(x)
 
 
 def _by_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
@@ -155,7 +155,7 @@ def _by_kernel(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> Array:
         )
         return jnp.moveaxis(found, 0, -2).reshape(kernel.shape)
 
-    return transposed(of_output, output_spec(x, kernel, axes))(kernel)
+    return transposed(of_output, output_like(x, kernel, axes))(kernel)
 
 
 # A convolution in two dimensions whose gradients are computed by Eigen too.
@@ -184,5 +184,5 @@ def _is_large(x: Array, kernel: Array, axes: tuple[Axis, Axis]) -> bool:
         and (rows.stride, rows.dilation) == (1, 1)
         and _FEWEST_TAPS <= rows.kernel_size <= length
         and min(kernel.shape[2:]) >= _MANY_CHANNELS
-        and len(x) * length * x.shape[2] * kernel.size >= _MANY_PRODUCTS
+        and exceeds(x.shape[0] * length * x.shape[2] * kernel.size, _MANY_PRODUCTS - 1)
     )

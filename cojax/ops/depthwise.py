@@ -17,7 +17,7 @@ from jax import Array, lax
 
 from cojax.ops.gradient import bilinear, recomputed, transposed
 from cojax.ops.precision import widened
-from cojax.ops.windows import lengths, output_spec, padded, shifted, strided
+from cojax.ops.windows import lengths, output_like, padded, shifted, strided
 from cojax.timing import Axis
 
 # How many products are added up before they are summed, see _by_kernel.
@@ -115,21 +115,21 @@ def _of_input(y: Array, kernel: Array, sizes: Sequence[int], axes: Sequence[Axis
             start = reach[index] - tap // stride
             seen = strided(seen, 1 + index, start, entries[index], 1)
         products[tuple(map(operator.mod, taps, strides))].append(seen * kernel[place])
-    zeros = jnp.zeros((len(y), *entries, y.shape[-1]), y.dtype)
+    zeros = jnp.zeros((y.shape[0], *entries, y.shape[-1]), y.dtype)
     parts = [
         functools.reduce(jnp.add, products.get(part) or [zeros]) for part in np.ndindex(*strides)
     ]
     x = jnp.stack(parts).reshape(*strides, *zeros.shape)
     n = len(axes)
     x = x.transpose(n, *(i for axis in range(n) for i in (n + 1 + axis, axis)), 2 * n + 1)
-    x = x.reshape(len(y), *map(operator.mul, entries, strides), y.shape[-1])
+    x = x.reshape(y.shape[0], *map(operator.mul, entries, strides), y.shape[-1])
     return x[:, *map(slice, sizes)]
 
 
 def _by_input(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
     """Computes the same convolution, with a gradient with respect to the input that is as fast."""
     of_output = functools.partial(_of_input, kernel=kernel, sizes=x.shape[1:-1], axes=axes)
-    return transposed(of_output, output_spec(x, kernel, axes))(x)
+    return transposed(of_output, output_like(x, kernel, axes))(x)
 
 
 def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
@@ -142,7 +142,7 @@ def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
     as long.)
     """
     places = jnp.asarray(list(np.ndindex(*kernel.shape[:-1])))
-    output = output_spec(x, kernel, axes)
+    output = output_like(x, kernel, axes)
     steps, *windows = output.shape[1:-1]
     block = -(-steps // _TERMS)
 
@@ -151,7 +151,7 @@ def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
         begins = [tap * axis.dilation for tap, axis in zip(place, axes, strict=True)]
         begins[0] += start * axes[0].stride
         sizes = [(n - 1) * axis.stride + 1 for n, axis in zip(lengths, axes, strict=True)]
-        seen = lax.dynamic_slice(x, (0, *begins, 0), (len(x), *sizes, x.shape[-1]))
+        seen = lax.dynamic_slice(x, (0, *begins, 0), (x.shape[0], *sizes, x.shape[-1]))
         seen = seen[:, *(slice(None, None, axis.stride) for axis in axes)]
         missing = [(0, 0)] * y.ndim
         missing[1] = (0, block - lengths[0])
@@ -171,7 +171,7 @@ def _by_kernel(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
         return y + added(x, *given), None
 
     flat = kernel.reshape(len(places), -1)
-    y, _ = lax.scan(add, jnp.zeros(output.shape, output.dtype), (places, flat))
+    y, _ = lax.scan(add, output, (places, flat))
     return y
 
 

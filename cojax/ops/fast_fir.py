@@ -48,4 +48,4 @@ def convolve_by_phases(
         shared + convolved(even[:, 1:] - odd[:, :-1], odd_taps),
     ]
     y = jnp.stack(outputs, axis=2)
-    return y.reshape(len(x), 2 * half, *y.shape[3:])[:, :length]
+    return y.reshape(x.shape[0], 2 * half, *y.shape[3:])[:, :length]

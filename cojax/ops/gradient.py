@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from cojax.timing import Axis
@@ -47,9 +47,10 @@ def bilinear(compute: Bilinear, by_input: Bilinear, by_kernel: Bilinear) -> Bili
     return function
 
 
-def transposed(
-    linear: Callable[[Array], Array], x: jax.ShapeDtypeStruct
-) -> Callable[[Array], Array]:
-    """Returns the transpose of a function that is linear in an array like ``x``."""
+def transposed(linear: Callable[[Array], Array], x: Array) -> Callable[[Array], Array]:
+    """Returns the transpose of a function that is linear in an array like ``x``.
+
+    In ``jax.shard_map``, the array that it is given need not vary along the mesh axes of ``x``.
+    """
     pull = jax.linear_transpose(linear, x)
-    return lambda cotangent: pull(cotangent)[0]
+    return lambda cotangent: pull(cotangent + lax.full_like(x, 0, shape=()))[0]

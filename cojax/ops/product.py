@@ -45,7 +45,7 @@ def from_heads(x: Array, kernels: Array) -> Array:
     """
     rows = jnp.moveaxis(x.reshape(-1, *x.shape[-2:]), 0, 1)
     y = jnp.moveaxis(times(rows, kernels), 0, 1)
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], kernels.shape[-1])
 
 
 def to_heads(x: Array, kernels: Array) -> Array:
@@ -56,4 +56,4 @@ def to_heads(x: Array, kernels: Array) -> Array:
     """
     rows = jnp.moveaxis(x.reshape(-1, *x.shape[-2:]), 0, -1)
     y = jnp.moveaxis(times(kernels, rows), -1, 0)
-    return y.reshape(*x.shape[:-1], -1)
+    return y.reshape(*x.shape[:-1], kernels.shape[1])

@@ -2,13 +2,21 @@
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.errors import InconclusiveDimensionOperation
 
 from cojax.timing import Axis
 
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def exceeds(size: int, limit: int) -> bool:
+    """Returns whether a size is above a limit, or may be: ``jax.export`` has symbolic sizes."""
+    try:
+        return size > limit
+    except InconclusiveDimensionOperation:
+        return True
 
 
 def padded(x: Array, axes: Sequence[Axis], first: int = 1, mode: str = "zeros") -> Array:
@@ -30,10 +38,14 @@ def lengths(sizes: Sequence[int], axes: Sequence[Axis]) -> list[int]:
     return [axis.length(size) for size, axis in zip(sizes, axes, strict=True)]
 
 
-def output_spec(x: Array, kernel: Array, axes: Sequence[Axis]) -> jax.ShapeDtypeStruct:
-    """Returns the spec of ``(B, *A, C)`` convolved with ``(*K, ..., C')``."""
-    shape = (len(x), *lengths(x.shape[1:-1], axes), kernel.shape[-1])
-    return jax.ShapeDtypeStruct(shape, x.dtype)
+def output_like(x: Array, kernel: Array, axes: Sequence[Axis]) -> Array:
+    """Returns zeros in the shape of ``(B, *A, C)`` convolved with ``(*K, ..., C')``.
+
+    In ``jax.shard_map``, they vary along the mesh axes along which one of the two does.
+    """
+    shape = (x.shape[0], *lengths(x.shape[1:-1], axes), kernel.shape[-1])
+    zero = lax.full_like(x, 0, shape=()) + lax.full_like(kernel, 0, x.dtype, shape=())
+    return lax.full_like(zero, 0, shape=shape)
 
 
 def thinned(x: Array, axes: Sequence[Axis], first: int = 2) -> Array:
