@@ -92,7 +92,10 @@ def named(
             layers = {str(i): module for i, module in enumerate(modules)}
     for name, module in layers.items():
         if not isinstance(module, CoModule):
-            hint = "wrap a function in co.Lambda" if callable(module) else "see cojax.layers"
+            if isinstance(module, nn.Module):
+                hint = "wrap a Flax module in co.forward_stepping, or convert it with co.continual"
+            else:
+                hint = "wrap a function in co.Lambda" if callable(module) else "see cojax.layers"
             raise TypeError(
                 f"module {name!r} must be a CoModule, got {type(module).__name__}; {hint}"
             )

@@ -184,19 +184,30 @@ def spec_of(value: Any) -> Spec:
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         value = np.asarray(value)
     try:
-        return Spec(tuple(value.shape), jax.dtypes.canonicalize_dtype(value.dtype))
+        dtype = jax.dtypes.canonicalize_dtype(value.dtype)
     except TypeError as error:
-        raise InputError(f"expected an array, got a {type(value).__name__}: {error}") from error
+        given = type(value).__name__
+        hint = "; call its numpy()" if type(value).__module__ == "torch" else f": {error}"
+        raise InputError(f"expected an array, got a {given}{hint}") from error
+    if not (jnp.issubdtype(dtype, jnp.number) or dtype == jnp.bool_):
+        raise InputError(f"expected an array of numbers, got {value!r}")
+    return Spec(tuple(value.shape), dtype)
 
 
 def step_spec(x_t: Any, dtype: Any = None) -> Any:
     """Returns the spec of a step, given as an array, Frame or spec (tuples of these), or a shape.
 
     Raises:
-      InputError: for a dtype together with anything but a shape.
+      InputError: for a dtype together with anything but a shape, an unknown one, or a negative
+        size.
     """
     if isinstance(x_t, tuple | list) and all(isinstance(n, int | np.integer) for n in x_t):
-        x_t = Spec(tuple(x_t), jnp.float32 if dtype is None else dtype)
+        if any(n < 0 for n in x_t):
+            raise InputError(f"a shape has no negative sizes, got {tuple(x_t)}")
+        try:
+            x_t = Spec(tuple(x_t), jnp.float32 if dtype is None else jnp.dtype(dtype))
+        except TypeError as error:
+            raise InputError(f"unknown {dtype=}: {error}") from error
     elif dtype is not None:
         raise InputError("dtype goes with a shape; an array or a spec has its own")
     return map_streams(spec_of, x_t)

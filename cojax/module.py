@@ -259,8 +259,8 @@ class CoModule(nn.Module):
         """
         require_static(train=train)
         require_clips("forward", x)
-        x = map_streams(jnp.asarray, x)
         self.output_spec(map_streams(lambda clip: without_time(spec_of(clip)), x))
+        x = map_streams(jnp.asarray, x)
         return self.clip(x, train=train)
 
     @final

@@ -292,6 +292,22 @@ def test_large_convolutions_are_not_laid_out_in_memory(name):
     assert "ynn_fusion" not in lowered.compile().as_text()
 
 
+@pytest.mark.parametrize("channels", [(2, 4), (4, 2)])
+@pytest.mark.parametrize("stride", [1, 7])
+def test_programs_do_not_grow_with_the_taps(channels, stride):
+    def lines(taps):
+        net = co.Conv1d(*channels, taps, stride)
+        variables, x = random_variables(net, 0), jnp.zeros((1, channels[0], 2 * taps))
+        step = functools.partial(net.apply, method="forward_step")
+        programs = (
+            jax.jit(net.apply).lower(variables, x),
+            jax.jit(step).lower(variables, net.init_state(x[:, :, 0]), x[:, :, 0]),
+        )
+        return [len(program.as_text().splitlines()) for program in programs]
+
+    assert lines(90) == lines(30)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_products_in_bfloat16_are_as_exact_as_it_is_and_convert_no_weights(rows):
     x, kernel = clip_of((rows, 32)), clip_of((32, 48), seed=1)

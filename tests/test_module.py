@@ -1,5 +1,6 @@
 """The contract: frames, checks, compilation, training in every mode."""
 
+import copy
 import functools
 
 import chex
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
 import cojax as co
-from tests.laws import clip_of, compilations, variables_of
+from tests.laws import check_laws, clip_of, compilations, variables_of
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +375,18 @@ def test_networks_are_hashable_and_static_arguments(net):
         fresh(twin)
 
 
+def test_networks_with_arrays_among_their_fields_are_compared_by_these():
+    def build(value):
+        return co.Sequential(co.ReLU(), co.Add(np.full((1, 2, 1), value)))
+
+    net, x = build(2.0), jnp.zeros((1, 2, 3))
+    assert net == copy.deepcopy(net)
+    assert hash(net) == hash(build(2.0))
+    assert net != build(3.0)
+    y = jax.jit(lambda net, x: net.apply({}, x), static_argnums=0)(net, x)
+    assert (y == 2).all()
+
+
 def test_arguments_in_another_order_are_told_so(net, variables):
     state, x = net.init_state((2, 3)), jnp.zeros((2, 3, 4))
     for args, method in (((x[..., 0], state), "forward_step"), ((x, state), "forward_steps")):
@@ -380,8 +394,21 @@ def test_arguments_in_another_order_are_told_so(net, variables):
             net.apply(variables, *args, method=method)
     with pytest.raises(co.InputError, match="a clip has the axes"):
         net.apply(variables, x[..., 0], method="forward_stream")
-    with pytest.raises(co.InputError, match="forward takes clips"):
-        net.apply(variables, co.Frame(x, jnp.ones(4, bool)))
+    for method in ("forward", "forward_stream"):
+        with pytest.raises(co.InputError, match=f"{method} takes clips"):
+            net.apply(variables, co.Frame(x, jnp.ones(4, bool)), method=method)
+
+
+def test_what_is_no_array_of_numbers_is_refused(net, variables):
+    for x in (None, "a clip", [object()]):
+        with pytest.raises(co.InputError, match="expected an array"):
+            net.apply(variables, x)
+    with pytest.raises(co.InputError, match="expected an array, got a Tensor; call its numpy"):
+        net.init_state(torch.ones(2, 3))
+    with pytest.raises(co.InputError, match="no negative sizes"):
+        net.init_state((-1, 3))
+    with pytest.raises(co.InputError, match="unknown dtype='float99'"):
+        net.init_state((1, 3), "float99")
 
 
 def test_a_dtype_beside_an_array_is_refused(net):
@@ -395,6 +422,55 @@ def test_abstract_modules_say_what_to_define():
 
     with pytest.raises(NotImplementedError, match="Half must define clip"):
         Half().apply({}, jnp.zeros((1, 1, 1)))
+
+
+def test_frames_of_streams_under_vmap_are_not_mistaken_for_those_of_many_steps():
+    frames = co.Frame(jnp.zeros((8, 1, 4)), jnp.arange(8) > 3)
+    with pytest.raises(ValueError, match=r"shapes \(8, 1, 4\) and \(8,\).* under vmap"):
+        frames.dense()
+    with pytest.raises(ValueError, match="under vmap"):
+        frames.or_none()
+
+
+def test_a_subclass_that_steps_otherwise_does_not_inherit_how_chunks_are_computed():
+    class Shifted(co.Conv1d):
+        def clip(self, x, train=False):
+            return super().clip(x, train) + 1
+
+        def step(self, state, signal, train=False):
+            signal, state = super().step(state, signal, train)
+            return signal.becomes(signal.value + 1), state
+
+    check_laws(Shifted(2, 2, 3), clip_of((1, 2, 7)))
+
+
+def test_modules_in_fields_are_children():
+    class Gated(co.CoModule):
+        conv: co.CoModule
+
+        @property
+        def timing(self):
+            return self.conv.timing
+
+        def output_spec(self, x):
+            y = self.conv.output_spec(x)
+            return jax.ShapeDtypeStruct((y.shape[0], y.shape[1] // 2, *y.shape[2:]), y.dtype)
+
+        def fresh_state(self, x):
+            return self.conv.fresh_state(x)
+
+        def clip(self, x, train=False):
+            value, gate = jnp.split(self.conv.clip(x, train), 2, axis=1)
+            return value * jax.nn.sigmoid(gate)
+
+        def step(self, state, signal, train=False):
+            signal, state = self.conv.step(state, signal, train)
+            value, gate = jnp.split(signal.value, 2, axis=1)
+            return signal.becomes(value * jax.nn.sigmoid(gate)), state
+
+    net = co.Sequential(Gated(co.Conv1d(2, 6, 3)), co.Conv1d(3, 2, 3))
+    check_laws(net, clip_of((1, 2, 9)))
+    assert co.summary(net, (1, 2)).rows[2].path == ("0", "conv")
 
 
 def test_a_layer_of_ones_own_composes():
@@ -471,10 +547,21 @@ def test_bools_stay_bools_in_chunks():
 
 
 @pytest.mark.parametrize(
-    "net", [co.Conv1d(4, 4, 3), co.Conv1d(4, 4, 3, groups=4), co.Conv1d(4, 2, 3), co.LSTM(4, 2)]
+    ("net", "space"),
+    [
+        (co.Conv1d(4, 4, 3), ()),
+        (co.Conv1d(4, 4, 3, groups=2), ()),
+        (co.Conv1d(4, 4, 3, groups=4), ()),
+        (co.Conv1d(4, 2, 3), ()),
+        (co.Conv3d(4, 4, 3), (5, 5)),
+        (co.LSTM(4, 2), ()),
+        (co.GroupNorm(2, 4, per_step=True), (3,)),
+        (co.RetroactiveMultiheadAttention(4, 2, sequence_len=3), ()),
+        (co.SingleOutputMultiheadAttention(4, 2, sequence_len=9), ()),
+    ],
 )
-def test_a_batch_may_be_empty(net):
-    variables, x = variables_of(net), jnp.zeros((0, 4, 6))
+def test_a_batch_may_be_empty(net, space):
+    variables, x = variables_of(net), jnp.zeros((0, 4, 12, *space))
     expected = net.apply(variables, x)
     for at_once in (False, True):
         state = net.init_state(x[:, :, 0])

@@ -1,4 +1,4 @@
-"""Networks within ``jax.shard_map`` and ``jax.export``, and for empty batches."""
+"""Networks within ``jax.shard_map`` and ``jax.export``."""
 
 import jax
 import jax.numpy as jnp
@@ -120,13 +120,3 @@ def test_frames_of_an_exported_step_can_be_serialized():
     again = export.deserialize(exported(state, jnp.ones((1, 2))).serialize())
     frame, _ = again.call(state, jnp.ones((1, 2)))
     assert isinstance(frame, co.Frame)
-
-
-def test_an_empty_batch_gives_empty_outputs(case):
-    net, variables, x = case
-    y = net.apply(variables, x)
-    assert net.apply(variables, x[:0]).shape == (0, *y.shape[1:])
-    state = net.init_state(x[:0, :, 0])
-    for at_once in (False, True):
-        frames, _ = net.apply(variables, state, x[:0], at_once=at_once, method="forward_steps")
-        assert frames.value.shape[:2] == (0, y.shape[1])

@@ -108,6 +108,16 @@ def test_dropout_alone_is_live_in_steps():
     assert len({mask.tobytes() for mask in masks}) == 4
 
 
+def test_a_network_with_a_flax_module_is_summarised_without_variables():
+    net, x = network(), clip_of((2, 3, 9))
+    variables = net.init(jax.random.key(0), x)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    summary = co.summary(net, x[:, :, 0])
+    assert sum(row.parameters for row in summary.rows) == count
+    assert co.flops(net, x[:, :, 0]).total > 0
+    assert len(co.timeline(net, x[:, :, 0]).rows) > len(net.layers)
+
+
 def test_variables_that_depend_on_a_clip_are_not_declared():
     net, x = network(), clip_of((2, 3, 9))
     with pytest.raises(TypeError, match=r"in layers_1: the shapes of Gate's variables depend on"):

@@ -1,5 +1,8 @@
 """Streams on the host: outputs, snapshots, files."""
 
+import hashlib
+import io
+import json
 import os
 
 import chex
@@ -82,8 +85,9 @@ def test_a_reset_stream_is_a_fresh_one(stream):
 
 
 def test_a_stream_has_taken_no_fewer_than_no_steps(stream):
-    with pytest.raises(co.InputError, match="0 steps or more, got steps_taken=-1"):
-        stream.restore(stream.state, -1)
+    for steps in (-1, 2.5):
+        with pytest.raises(co.InputError, match=f"0 steps or more, got steps_taken={steps}"):
+            stream.restore(stream.state, steps)
 
 
 def test_nothing_recompiles_after_a_reset_or_a_restore(stream):
@@ -189,6 +193,41 @@ def test_damage_anywhere_is_found(net, variables, stream, tmp_path):
             co.Stream.resume(path, net, variables)
     with pytest.raises(co.StateFileError, match="cannot be read"):
         co.Stream.resume(tmp_path / "none", net, variables)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 99}, "has format 99, this version reads format 1"),
+        ({"format": None}, "has format None"),
+        ({"step": "3"}, "no stream's state"),
+        ({"spec": 3}, "no stream's state"),
+        ({"leaves": [{"path": ["a"]}]}, "no stream's state"),
+    ],
+)
+def test_a_file_of_another_content_is_refused(net, variables, stream, tmp_path, change, words):
+    path = tmp_path / "s"
+    stream.save(path)
+    with np.load(io.BytesIO(path.read_bytes()[32:])) as file:
+        arrays = dict(file)
+    header = json.loads(arrays["header"].tobytes()) | change
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    body = content.getvalue()
+    path.write_bytes(hashlib.sha256(body).digest() + body)
+    with pytest.raises(co.StateFileError, match=words):
+        co.Stream.resume(path, net, variables)
+
+
+def test_a_file_gets_and_keeps_ordinary_permissions(stream, tmp_path):
+    path, plain = tmp_path / "s", tmp_path / "plain"
+    plain.touch()
+    stream.save(path)
+    assert path.stat().st_mode == plain.stat().st_mode
+    path.chmod(0o640)
+    stream.save(path)
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,22 @@ def padded_windows(
         )
     if not isinstance(padding, Sequence):
         return windows(axes, kernel_size, stride, padding, dilation)
-    pairs: list[Any] = [
-        each if isinstance(each, Sequence) and len(each) == 2 else (each, each) for each in padding
-    ]
-    even = windows(axes, kernel_size, stride, [front for front, _ in pairs], dilation)
-    backs = per_axis("padding", [back for _, back in pairs], axes)
+    pairs: list[Any] = [each if isinstance(each, Sequence) else (each, each) for each in padding]
+    flat = [pad for pair in pairs for pad in pair]
+    if (
+        len(pairs) != axes
+        or any(len(pair) != 2 for pair in pairs)
+        or not all(isinstance(pad, int | np.integer) and pad >= 0 for pad in flat)
+    ):
+        example = ((2, 0), *(1,) * (axes - 1))
+        raise ValueError(
+            f"padding must be 'valid', 'same', an int, or an entry for each of {axes} axes (time "
+            f"first), an int or a pair of ints before and after it, as in {example}; got {padding=}"
+        )
+    even = windows(axes, kernel_size, stride, [int(front) for front, _ in pairs], dilation)
     return tuple(
-        axis._replace(uneven=back - axis.padding) for axis, back in zip(even, backs, strict=True)
+        axis._replace(uneven=int(back) - axis.padding)
+        for axis, (_, back) in zip(even, pairs, strict=True)
     )
 
 

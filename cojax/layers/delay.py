@@ -10,7 +10,7 @@ from jax import Array
 from cojax.buffers import Counter, DelayLine, joined, ring, rolled, unrolled, windows, write
 from cojax.chunks import Chunk
 from cojax.frames import Signal, Spec, State
-from cojax.layers.arguments import require_one_of, require_positive
+from cojax.layers.arguments import per_axis, require_one_of, require_positive
 from cojax.layout import channels_last, spec_last
 from cojax.module import CoModule
 from cojax.timing import Axis, Timing, windowed
@@ -106,20 +106,22 @@ class Delay(_Held):
     ):
         # The field cannot be called delay: that is the number of steps before the first output.
         steps = delay if steps is None else steps
-        shrink = auto_shrink if isinstance(auto_shrink, bool | str) else tuple(auto_shrink)
+        shrink = tuple(auto_shrink) if isinstance(auto_shrink, list) else auto_shrink
         self._construct(steps=steps, temporal_fill=temporal_fill, auto_shrink=shrink, **linen)
 
     def __post_init__(self) -> None:
         require_one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
         if not isinstance(self.steps, int | np.integer) or self.steps < 0:
             raise ValueError(f"Delay takes a number of steps, none negative, got {self.steps!r}")
-        if not isinstance(self.auto_shrink, tuple):
+        if isinstance(self.auto_shrink, tuple):
+            per_axis("auto_shrink", self.auto_shrink, 2)
+        else:
             require_one_of("auto_shrink", self.auto_shrink, (True, False, "centered", "lagging"))
         front, back = self._crop
         if front < 0 or not 0 <= back <= self.steps:
             raise ValueError(
-                f"the crops of {self.auto_shrink=} must not be negative, and no more can be "
-                f"cropped behind than the {self.steps} steps that are held back"
+                f"the crops of {self.auto_shrink=} must not be negative, and at most the "
+                f"{self.steps} steps that are held back can be cropped at the end"
             )
         super().__post_init__()
 

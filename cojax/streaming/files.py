@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import json
+import operator
 import os
 import tempfile
 import zipfile
@@ -75,6 +76,7 @@ class StateFile:
                 file.write(hashlib.sha256(body).digest() + body)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(beside, _mode_of(target))
             os.replace(beside, target)
         except BaseException:
             Path(beside).unlink(missing_ok=True)
@@ -97,20 +99,23 @@ class StateFile:
         try:
             with np.load(io.BytesIO(body), allow_pickle=False) as file:
                 header = json.loads(file["header"].tobytes())
-                leaves = [file[f"{i}"] for i in range(len(header["leaves"]))]
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise StateFileError(f"{path} is no stream's state: {error}") from error
-        if header["format"] != _FORMAT:
-            raise StateFileError(
-                f"{path} has format {header['format']}, this version reads format {_FORMAT}"
-            )
+                version = header["format"]
+                if version == _FORMAT:
+                    return cls._from(header, file)
+        except (LookupError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+            raise StateFileError(f"{path} is no stream's state: {error!r}") from error
+        raise StateFileError(f"{path} has format {version}, this version reads format {_FORMAT}")
+
+    @classmethod
+    def _from(cls, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "StateFile":
         state: State = {}
-        for described, leaf in zip(header["leaves"], leaves, strict=True):
+        for i, described in enumerate(header["leaves"]):
             *folders, name = described["path"]
             place = functools.reduce(lambda tree, key: tree.setdefault(key, {}), folders, state)
-            place[name] = leaf.view(jnp.dtype(described["dtype"]))
+            place[name] = arrays[f"{i}"].view(jnp.dtype(described["dtype"]))
         spec = map_streams(_spec, header["spec"])
-        return cls(header["network"], header["weights"], spec, header["step"], state)
+        step = operator.index(header["step"])
+        return cls(header["network"], header["weights"], spec, step, state)
 
     def require_same(
         self, net: CoModule, variables: Mapping[str, Any], path: str | os.PathLike[str]
@@ -184,6 +189,15 @@ def _raw(leaf: Any) -> np.ndarray:
 
 def _spec(described: Mapping[str, Any]) -> Spec:
     return Spec(tuple(described["shape"]), jnp.dtype(described["dtype"]))
+
+
+def _mode_of(path: Path) -> int:
+    """The permissions of a file, or those that a new one would get."""
+    try:
+        return path.stat().st_mode & 0o777
+    except FileNotFoundError:
+        os.umask(mask := os.umask(0))
+        return 0o666 & ~mask
 
 
 def _sync_folder(folder: Path) -> None:

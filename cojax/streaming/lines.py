@@ -99,7 +99,7 @@ def _answer(
             "line": number,
             "output": None if values is None else values.tolist(),
         }
-        return json.dumps(content | ({"label": label} if labels is not None else {}))
+        return json_line(content | ({"label": label} if labels is not None else {}))
     if values is None:
         return f"{number}\t-"
     if label is not None:
@@ -119,3 +119,16 @@ def open_stream(
     if state is not None and not os.access(Path(state).parent, os.W_OK):
         raise ValueError(f"{state} could not be saved when the input ends: no folder to write to")
     return Stream(net, variables, (1, *shape))
+
+
+def json_line(content: Any) -> str:
+    """Formats a line of JSON, which knows only finite numbers: others become null."""
+    return json.dumps(_finite(content), allow_nan=False)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

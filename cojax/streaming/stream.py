@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from cojax.checks import require_static
 from cojax.errors import InputError
 from cojax.frames import (
     Frame,
@@ -125,6 +127,7 @@ class Stream:
         Raises:
           InputError: if the steps have another shape or dtype. The stream is left unchanged.
         """
+        require_static(pad_end=pad_end)
         self._check(map_streams(_step_of, xs))
         steps = length_of(xs)
         frames, self._state = self._compiled_steps(self._state, self._passed, xs, pad_end)
@@ -161,13 +164,14 @@ class Stream:
 
         Args:
           state: the network's state.
-          steps_taken: the number of steps that led to it, i.e. ``stream.steps_taken`` at that time.
+          steps_taken: the number of steps that led to it, i.e. ``stream.steps_taken`` at that time:
+            it says which of the next steps emit an output, and is not checked against the state.
 
         Raises:
-          InputError: if the state is not one of this network for such steps, or if ``steps_taken``
-            is negative.
+          InputError: if the state does not fit this network with steps of this shape and dtype, or
+            if ``steps_taken`` is not a number of steps.
         """
-        if steps_taken < 0:
+        if not isinstance(steps_taken, int | np.integer) or steps_taken < 0:
             raise InputError(f"a stream has taken 0 steps or more, got {steps_taken=}")
         self.net._check(state, self.spec)
         self._state = self._owned(state)
@@ -197,7 +201,7 @@ class Stream:
 
         Raises:
           StateFileError: if the file cannot be read, is damaged, or was saved by a stream of
-            another network or other variables.
+            another network or other variables. Functions, as of ``Lambda``, are compared by name.
         """
         saved = StateFile.read(path)
         saved.require_same(net, variables, path)

@@ -11,6 +11,7 @@ from typing import NamedTuple, TextIO
 import numpy as np
 
 from cojax.pictures import pyplot
+from cojax.streaming.lines import json_line
 from cojax.streaming.stream import Stream
 from cojax.streaming.video import BrokenVideoError, Video, at_rate, image_of
 
@@ -145,7 +146,7 @@ def line_of(prediction: Prediction, names: Sequence[str], top: int, as_json: boo
     best = [(number, float(prediction.probabilities[number])) for number in prediction.best(top)]
     if as_json:
         classes = [{"class": n, "name": names[n], "probability": p} for n, p in best]
-        return json.dumps({"seconds": round(prediction.seconds, 3), "top": classes})
+        return json_line({"seconds": round(prediction.seconds, 3), "top": classes})
     return f"{prediction.seconds:8.2f} s  " + "  ".join(f"{p:.3f} {names[n]}" for n, p in best)
 
 
