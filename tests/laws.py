@@ -312,7 +312,6 @@ def check_independent_streams(bench: Bench, states: list[Any], rows: bool) -> No
 
 def check_dtypes(bench: Bench) -> None:
     """Law 10, and states whose structure, shapes, dtypes and strong types are fixed."""
-    half = bench.steps
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64):
         if dtype == jnp.float64 and not jax.config.jax_enable_x64:
             continue
@@ -324,7 +323,7 @@ def check_dtypes(bench: Bench) -> None:
             lambda a: (a.shape, a.dtype), state
         )
         clip = map_streams(
-            lambda s: jax.ShapeDtypeStruct((*s.shape[:2], half, *s.shape[2:]), s.dtype), spec
+            lambda s: jax.ShapeDtypeStruct((*s.shape[:2], bench.steps, *s.shape[2:]), s.dtype), spec
         )
         y = jax.eval_shape(lambda x: bench.net.apply(bench.variables, x), clip)
         for out in [*(f.value for f in flat_streams(frame)), *flat_streams(y)]:

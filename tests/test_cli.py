@@ -8,13 +8,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import cojax as co
+from benchmarks.peers import to_torch_nn
 from cojax import cli
 from cojax.demo.network import LABELS, activity_network, trained_variables
 from cojax.demo.recordings import load, parse
 from cojax.demo.run import run
 from cojax.streaming import arrays
+from cojax.streaming.lines import json_line
 from tests.laws import variables_of
 
 DATA = load("test")
@@ -59,10 +62,10 @@ def test_the_demo_draws_a_recording(tmp_path, capsys):
     assert "drew recording 3" in capsys.readouterr().out
 
 
-def test_the_demo_checkpoint_loads_in_torch():
-    net = activity_network()
-    variables = trained_variables(net)
-    assert sum(v.numel() for v in co.to_torch(net, variables).values()) > 1e5
+def test_the_demo_checkpoint_computes_the_same_in_torch(clip):
+    net, (x, expected) = activity_network(), clip
+    y = to_torch_nn(net, trained_variables(net))(torch.from_numpy(np.array(x[None])))
+    np.testing.assert_allclose(y.detach()[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("separator", [",", " ", ", ", "\t"])
@@ -269,12 +272,17 @@ def test_stream_answers_before_the_next_line_and_survives_a_closed_pipe():
         process.stdin.flush()
         assert process.stdout.readline() == f"{n}\t-\n"
     process.stdout.close()
-    _, errors = process.stdin.write("1,2,3,4,5,6\n"), None
+    process.stdin.write("1,2,3,4,5,6\n")
     process.stdin.close()
     errors = process.stderr.read()
     process.stderr.close()
     assert process.wait(timeout=60) == 0
     assert errors == ""
+
+
+def test_numbers_that_json_does_not_know_are_null():
+    content = {"label": "a", "output": [[1.5, float("nan")], [float("-inf"), 2]]}
+    assert json_line(content) == '{"label": "a", "output": [[1.5, null], [null, 2]]}'
 
 
 def test_bytes_that_are_no_text_are_a_malformed_line():

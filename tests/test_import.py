@@ -39,5 +39,8 @@ def test_importing_needs_no_optional_package_and_touches_no_device():
 
 def test_every_public_name_is_there_and_documented():
     for name in co.__all__:
-        assert getattr(co, name).__doc__, name
+        documented = getattr(co, name).__doc__
+        assert documented, name
+        # Flax documents a module by its fields where it has no words of its own.
+        assert not documented.startswith(f"{name}("), name
     assert len(set(co.__all__)) == len(co.__all__)

@@ -4,6 +4,7 @@ import copy
 import functools
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -422,6 +423,12 @@ def test_abstract_modules_say_what_to_define():
 
     with pytest.raises(NotImplementedError, match="Half must define clip"):
         Half().apply({}, jnp.zeros((1, 1, 1)))
+
+
+def test_what_is_no_comodule_is_refused_with_what_wraps_it():
+    for part, words in ((nn.Dense(4), "co.forward_stepping"), (jnp.tanh, "in co.Lambda")):
+        with pytest.raises(TypeError, match=words):
+            co.Sequential(co.ReLU(), part)
 
 
 def test_frames_of_streams_under_vmap_are_not_mistaken_for_those_of_many_steps():

@@ -69,7 +69,8 @@ def continual(
         * ``channel_dim``: the axis of the clip along which linear maps, and layer norms over one
           axis, run. In torch this is the last axis; in clips ``(B, C, T)`` that is time, along
           which they are rejected.
-        * ``kernel_size``: the number of steps that adaptive pools pool over while stepping.
+        * ``kernel_size``: the number of steps that adaptive pools pool over while stepping, counted
+          in their own inputs: of those that a stride before them leaves.
         * ``sequence_len``: the number of tokens that attend to each other in attention and
           encoders.
         * ``per_step``: whether group, instance and layer norms compute the statistics of each step
