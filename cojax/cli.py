@@ -137,8 +137,8 @@ def _parser() -> argparse.ArgumentParser:
         "--pool-size",
         type=int,
         metavar="STEPS",
-        help="frames that a prediction averages: more are slower to answer, and surer (default: "
-        "the length of the clips it was trained on)",
+        help="frames that a prediction averages: more are slower to answer, and more certain "
+        "(default: the length of the clips it was trained on)",
     )
     video.set_defaults(run=_video)
 

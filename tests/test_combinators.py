@@ -129,7 +129,7 @@ def test_only_modules_are_composed(wrong):
         ),
         (
             co.Conditional(lambda m, x, t: t, co.Conv1d(2, 3, 1), co.Conv1d(2, 4, 1)),
-            "the branches answer a step differently",
+            "the branches have different outputs",
         ),
         (
             co.Conditional(lambda m, x, t: jnp.ones(5, bool), co.Identity()),

@@ -387,7 +387,7 @@ def adding_zeros(layer):
         (encoder_layer(lambda layer: setattr(layer.norm2, "eps", 0.5)), "has norms that differ"),
         (
             encoder_layer(lambda layer: setattr(layer, "norm1", torch.nn.RMSNorm(4))),
-            "has a norm1 that is no LayerNorm as torch makes it, but a RMSNorm",
+            "has a norm1 that is not torch's own LayerNorm, but a RMSNorm",
         ),
         (encoder_layer(adding_zeros), "attends to more than its tokens"),
         (encoder_layer(lambda layer: tripled(layer.linear2)), "has a linear2 that has hooks"),
@@ -414,9 +414,9 @@ def test_an_encoder_layer_that_computes_otherwise_is_refused(layer, words):
 @pytest.mark.parametrize(
     ("layer", "norm", "words"),
     [
-        (Negated(4, 2, 6, batch_first=True), None, "no TransformerEncoderLayer as torch makes it"),
+        (Negated(4, 2, 6, batch_first=True), None, "not torch's own TransformerEncoderLayer"),
         (encoder_layer(tripled), None, "has a 0 that has hooks"),
-        (encoder_layer(), torch.nn.RMSNorm(4), "has a norm that is no LayerNorm"),
+        (encoder_layer(), torch.nn.RMSNorm(4), "has a norm that is not torch's own LayerNorm"),
     ],
 )
 def test_an_encoder_that_computes_otherwise_is_refused(layer, norm, words):
@@ -491,7 +491,7 @@ def test_what_is_no_module_or_has_its_variables_is_refused():
     for wrong in (torch.nn.ReLU, nn.Dense, 3, [torch.nn.ReLU()]):
         with pytest.raises(TypeError, match="continual takes a module, got"):
             co.continual(wrong)
-    with pytest.raises(TypeError, match="ReLU has its variables within"):
+    with pytest.raises(TypeError, match="ReLU holds its own variables"):
         co.continual(torch.nn.ReLU(), {})
 
 

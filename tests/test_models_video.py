@@ -392,7 +392,7 @@ def test_a_projection_between_other_channels_is_not_left_without_its_norm():
 
 
 def test_checkpoints_of_unknown_formats_are_refused():
-    with pytest.raises(co.CheckpointError, match=r"conv1.weight, .* of no known format \(.*co3d"):
+    with pytest.raises(co.CheckpointError, match=r"conv1.weight, .* no known format \(.*co3d"):
         co.models.load_pretrained(TINY_SLOW(), {"conv1.weight": np.zeros((1, 1))})
 
 

@@ -275,7 +275,7 @@ def test_a_broken_video_ends_behind_the_frames_that_could_be_read(folder, tmp_pa
     assert 2 <= len(said) < len(whole)
     if cut == "within":
         assert said == whole[: len(said)]
-    words = " is broken behind 1." if cut == "within" else " is cut off: it ends at 1."
+    words = " is broken after 1." if cut == "within" else " is cut off: it ends at 1."
     assert f"cojax video: {path}{words}" in printed.err.splitlines()[-1]
 
 
@@ -402,7 +402,7 @@ def test_frames_that_a_camera_garbles_are_left_out(tmp_path, monkeypatch):
     end = data.index(b"\xff\xd9", start)
     data[start:end] = bytes(end - start)
     path.write_bytes(data)
-    with Video(str(path)) as broken, pytest.raises(BrokenVideoError, match=r"broken behind 0.1 s"):
+    with Video(str(path)) as broken, pytest.raises(BrokenVideoError, match=r"broken after 0.1 s"):
         list(broken.frames())
     monkeypatch.setattr("cojax.streaming.video._camera", lambda source: (source, "avi"))
     with Video(str(path)) as broken:

@@ -103,9 +103,7 @@ def register_macs(*types: type[CoModule], mode: str | None = None) -> Callable[[
 
     Example::
 
-        from cojax.module import TimeLocal
-
-        class Neighbours(TimeLocal):
+        class Neighbours(co.TimeLocal):
             joints: int
 
             def clip(self, x, train=False):

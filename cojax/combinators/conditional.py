@@ -115,7 +115,7 @@ class Conditional(_Branches):
     def output_spec(self, x: Any) -> Any:
         specs = [self.child_spec(name, x) for name in self.order]
         if specs[0] != specs[1]:
-            raise InputError(f"the branches answer a step differently: {specs[0]} and {specs[1]}")
+            raise InputError(f"the branches have different outputs: {specs[0]} and {specs[1]}")
         return specs[0]
 
     @nn.nowrap

@@ -66,6 +66,7 @@ class Broadcast(_Routing):
       a stream to a tuple of ``num_streams`` of them.
 
     Raises:
+      ValueError: at construction, for a number of streams that is not positive.
       InputError: if the number of streams is unknown.
     """
 
@@ -81,7 +82,7 @@ class Broadcast(_Routing):
         if self.num_streams is None:
             raise InputError(
                 "Broadcast does not know its number of streams; give num_streams, or put a "
-                "Parallel right behind it in a Sequential"
+                "Parallel directly after it in a Sequential"
             )
         return (streams,) * self.num_streams
 

@@ -89,7 +89,7 @@ def continual(
         hint = f"; make one of this class: {module.__name__}(...)" if callable(module) else ""
         raise TypeError(f"continual takes a module, got {module!r}{hint}")
     if _is_torch(module) and variables is not None:
-        raise TypeError(f"{type(module).__name__} has its variables within; give none")
+        raise TypeError(f"{type(module).__name__} holds its own variables; give none")
     # Paths are written as the module's library writes them.
     conversion = _Conversion(options, "." if _is_torch(module) else "/")
     given = nn.meta.unbox(unfreeze(dict(variables or {})))

@@ -29,7 +29,7 @@ def _require_defaults(module: nn.Module, *names: str) -> None:
         given = getattr(module, name)
         plain = isinstance(given, int | str | tuple)
         if given is not defaults[name] and not (plain and given == defaults[name]):
-            raise ValueError(f"has {name}={given!r}, of which cojax has no counterpart")
+            raise ValueError(f"has {name}={given!r}, which has no counterpart in cojax")
 
 
 def _param_dtype(module: Any) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def _pads(padding: Any, extents: Sequence[int], strides: Sequence[int]) -> list[
     if padding == "CAUSAL":
         return [(total, 0) for total in around]
     if padding not in ("SAME", "CIRCULAR", "REFLECT"):
-        raise ValueError(f"has {padding=}, of which cojax has no counterpart")
+        raise ValueError(f"has {padding=}, which has no counterpart in cojax")
     if padding == "SAME" and any(
         total and stride > 1 for total, stride in zip(around, strides, strict=True)
     ):
@@ -102,7 +102,7 @@ def _conv(module: nn.Conv, *, variables: Variables) -> co.CoModule:
         for given in (module.strides, module.kernel_dilation, module.input_dilation)
     )
     if set(input_dilation) != {1}:
-        raise ValueError(f"has {input_dilation=}, a transposed convolution, which cojax has not")
+        raise ValueError(f"has {input_dilation=}, a transposed convolution: not supported")
     extents = [d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True)]
     pads = _pads(module.padding, extents, strides)
     mode = str(module.padding).lower() if module.padding in ("CIRCULAR", "REFLECT") else "zeros"

@@ -112,14 +112,14 @@ def conv(kind: Kind, module: Any, **own: Any) -> co.CoModule:
 
 def _max_pool(kind: Kind, module: Any) -> co.CoModule:
     if module.return_indices:
-        raise ValueError("returns indices too, of frames that a step has not got")
+        raise ValueError("returns indices too, of frames that a step does not have")
     names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
     return kind(**{name: getattr(module, name) for name in names})
 
 
 def _adaptive_pool(kind: Kind, module: Any, *, kernel_size: int | None = None) -> co.CoModule:
     if getattr(module, "return_indices", False):
-        raise ValueError("returns indices too, of frames that a step has not got")
+        raise ValueError("returns indices too, of frames that a step does not have")
     if kernel_size is None:
         raise ValueError(
             "pools a clip as a whole, and a stream has no end: say over how many steps it pools "
@@ -252,8 +252,7 @@ def _require_parts(module: nn.Module, **kinds: type[nn.Module]) -> None:
         part = getattr(module, name)
         if type(part) is not kind:
             raise ValueError(
-                f"has a {name} that is no {kind.__name__} as torch makes it, but a "
-                f"{type(part).__name__}"
+                f"has a {name} that is not torch's own {kind.__name__}, but a {type(part).__name__}"
             )
         try:
             require_plain(part)
@@ -265,7 +264,7 @@ def _require_same(what: str, **values: Any) -> None:
     """Raises a ValueError unless values that are a single argument in cojax agree."""
     if len(set(values.values())) > 1:
         listed = ", ".join(f"{name} {value}" for name, value in values.items())
-        raise ValueError(f"has {what} that differ, where one is known: {listed}")
+        raise ValueError(f"has {what} that differ, but cojax has only one: {listed}")
 
 
 def _attention(module: Any, *, sequence_len: int) -> co.CoModule:

@@ -63,7 +63,7 @@ def load_torch(
         or a function.
 
     Returns:
-      The variables: ``params`` and, where there are any, ``batch_stats``.
+      The variables: ``params`` and, where there are any, ``batch_stats`` and ``constants``.
 
     Raises:
       CheckpointError: if the file cannot be read, or if the checkpoint does not fit. The message

@@ -207,7 +207,7 @@ class SingleOutputMultiheadAttention(_StreamAttention):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not -self._length <= self.query_index < self._length:
-            raise ValueError(f"{self.query_index=} is no place among {self.sequence_len} tokens")
+            raise ValueError(f"{self.query_index=} is out of range for {self.sequence_len} tokens")
 
     @property
     def query_place(self) -> int:

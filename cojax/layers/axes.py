@@ -18,7 +18,7 @@ def non_temporal(axis: int, rank: int, name: str, module: CoModule) -> int:
     if axis == TIME:
         raise InputError(
             f"{name} of {type(module).__name__} is the time axis of a clip with {rank} axes "
-            "(batch, channel, time, *space), of which a step has but one entry; "
+            "(batch, channel, time, *space), of which a step has only one entry; "
             f"name another axis, e.g. {name}=1 for the channels"
         )
     return axis

@@ -86,7 +86,7 @@ class _RunningNorm(CoModule):
     space: ClassVar[int]
     unit: ClassVar[str]
     # Whether running variances track unbiased estimates: n / (n - 1) times the variance.
-    estimates: ClassVar[bool] = True
+    unbiased: ClassVar[bool] = True
 
     num_features: int
     eps: float = 1e-5
@@ -161,7 +161,7 @@ class _RunningNorm(CoModule):
             )
         mean, var = _statistics(x, axes)
         if train and self.track_running_stats and not self.is_initializing():
-            self._track(mean, var * count / (count - 1) if self.estimates else var, real)
+            self._track(mean, var * count / (count - 1) if self.unbiased else var, real)
         return mean, var
 
     def _track(self, mean: Array, var: Array, real: bool | Array) -> None:
@@ -349,7 +349,7 @@ class BatchNorm(_BatchNorm):
       InputError: as for :class:`cojax.BatchNorm1d`.
     """
 
-    estimates = False
+    unbiased = False
 
     def output_spec(self, x: Spec) -> Spec:
         require_step(x, self, len(x.shape) - 2, self.num_features)

@@ -103,7 +103,7 @@ def _recognised(state_dict: Mapping[str, Any]) -> Format:
         if format.recognise(state_dict.keys()):
             return format
     raise CheckpointError(
-        f"the names {', '.join(list(state_dict)[:3])}, ... are of no known format "
+        f"the names {', '.join(list(state_dict)[:3])}, ... match no known format "
         f"({', '.join(format.name for format in FORMATS)}); co.load_torch loads a checkpoint whose "
         "names are the network's, or are renamed to be"
     )

@@ -82,7 +82,7 @@ class Video:
                 yield reached, frame
         except self._av.FFmpegError as error:
             raise BrokenVideoError(
-                f"{self.source} is broken behind {float(reached):.1f} s: {error.strerror}"
+                f"{self.source} is broken after {float(reached):.1f} s: {error.strerror}"
             ) from error
         if first is None:
             raise BrokenVideoError(f"{self.source} holds no frame that could be read")
