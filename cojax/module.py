@@ -550,7 +550,8 @@ def _identity(module: CoModule) -> tuple[Any, ...]:
 
 
 def _hashable(value: Any) -> Any:
-    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
-        array = np.asarray(value)
-        return array.shape, array.dtype.name, array.tobytes()
-    return value
+    is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+    if not is_array or isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    return array.shape, array.dtype.name, array.tobytes()

@@ -18,23 +18,12 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 NETS = {
     "delay": (co.Delay(2), (2, 4, 7)),
     "window of inputs": (co.Conv1d(4, 4, 3), (2, 4, 7)),
-    "replicated": (co.Conv1d(4, 4, 3, padding=1, temporal_fill="replicate"), (2, 4, 7)),
     "sums": (co.Conv1d(16, 8, 3), (2, 16, 7)),
-    "grouped": (co.Conv1d(4, 4, 3, groups=2), (2, 4, 7)),
     "spatial": (co.Conv2d(4, 6, 3, padding=1), (2, 4, 7, 6)),
     "depthwise": (co.Conv3d(4, 4, 3, padding=1, groups=4), (2, 4, 5, 4, 4)),
     "lstm": (co.LSTM(4, 3, 2), (2, 4, 7)),
-    "pool": (co.MaxPool1d(3, 1), (2, 4, 7)),
-    "group norm": (co.GroupNorm(2, 4, per_step=True), (2, 4, 7)),
     "behind a stride": (co.Sequential(co.AvgPool1d(2), co.Conv1d(4, 4, 3)), (2, 4, 9)),
-    "branches": (
-        co.BroadcastReduce(co.Conv1d(4, 4, 3, padding=1), co.Conv1d(4, 4, 5, padding=2)),
-        (2, 4, 7),
-    ),
-    "encoder": (
-        co.TransformerEncoder(co.TransformerEncoderLayerFactory(4, 2, 8, sequence_len=3), 2),
-        (2, 4, 7),
-    ),
+    "attention": (co.SingleOutputMultiheadAttention(4, 2, sequence_len=3), (2, 4, 7)),
 }
 
 
@@ -54,27 +43,32 @@ def test_steps_run_on_shards_of_the_batch(case):
     state = net.init_state(x[:, :, 0])
     specs = jax.tree.map(lambda leaf: P("batch") if leaf.ndim else P(), state)
     expected, _ = net.apply(variables, state, x, method="forward_steps")
-    for options in ({"skip": True}, {}, {"at_once": True}):
-        method = "forward_step" if "skip" in options else "forward_steps"
-        run = sharded(
-            lambda v, s, x, method=method, options=options: net.apply(
-                v, s, x, method=method, **options
-            ),
-            *(P(), specs, P("batch"), (co.Frame(P("batch"), P()), specs)),
-        )
-        frames, _ = run(variables, state, x[:, :, 0] if "skip" in options else x)
-        if "skip" not in options:
-            np.testing.assert_allclose(frames.dense(), expected.dense(), **tolerance(x.dtype))
+    given = (P(), specs, P("batch"))
+    output = co.Frame(P("batch"), P())
+
+    def run(variables, state, x):
+        skipping, _ = net.apply(variables, state, x[:, :, 0], skip=True, method="forward_step")
+        scanned, after = net.apply(variables, state, x, method="forward_steps")
+        at_once, _ = net.apply(variables, state, x, at_once=True, method="forward_steps")
+        return skipping, scanned, at_once, after
+
+    skipping, *both, _ = sharded(run, *given, (output, output, output, specs))(variables, state, x)
+    assert skipping.valid == expected.valid[0]
+    for frames in both:
+        np.testing.assert_allclose(frames.dense(), expected.dense(), **tolerance(x.dtype))
 
 
-@pytest.mark.parametrize("method", ["forward", "forward_stream"])
-def test_gradients_are_summed_over_shards(case, method):
+def test_gradients_are_summed_over_shards(case):
     net, variables, x = case
     params = variables.get("params", {})
     rest = {name: tree for name, tree in variables.items() if name != "params"}
 
     def loss(params, x):
-        return jnp.sum(jnp.sin(net.apply({"params": params, **rest}, x, method=method)))
+        clip, stream = (
+            net.apply({"params": params, **rest}, x, method=method)
+            for method in ("forward", "forward_stream")
+        )
+        return jnp.sum(jnp.sin(clip) + jnp.cos(stream))
 
     grads = sharded(
         jax.grad(lambda params, x: jax.lax.psum(loss(params, x), "batch"), argnums=(0, 1)),

@@ -259,5 +259,7 @@ class Undeclared(co.CoModule):
 
 def test_a_module_that_misdeclares_its_output_is_told_so():
     net = co.Sequential(co.AvgPool1d(2), Undeclared())
-    with pytest.raises(TypeError, match=r"answer steps of .*\(1, 1\).*output_spec of .*\(1, 2\)"):
+    with pytest.raises(
+        TypeError, match=r"output steps of .*\(1, 1\).*output_spec declares .*\(1, 2\)"
+    ):
         net.apply({}, net.init_state((1, 2)), jnp.zeros((1, 2)), skip=True, method="forward_step")

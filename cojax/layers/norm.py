@@ -111,8 +111,9 @@ class _RunningNorm(CoModule):
         """Raises an InputError if a step lacks the statistics needed to normalise it."""
         raise NotImplementedError
 
-    def _weight(self, real: bool | Array) -> ArrayLike:
-        """Returns the weight of a batch's statistics in the update of the running ones."""
+    @property
+    def _weight(self) -> ArrayLike:
+        """The weight of a batch's statistics in the update of the running ones."""
         raise NotImplementedError
 
     def setup(self) -> None:
@@ -165,7 +166,7 @@ class _RunningNorm(CoModule):
         return mean, var
 
     def _track(self, mean: Array, var: Array, real: bool | Array) -> None:
-        weight = jnp.where(real, self._weight(real), 0)
+        weight = jnp.where(real, self._weight, 0)
         for running, batch in ((self.mean, mean), (self.var, var)):
             old, new = running.value, jnp.mean(batch, range(batch.ndim - 1))
             running.value = old + (weight * (lax.stop_gradient(new) - old)).astype(old.dtype)
@@ -224,8 +225,12 @@ class _BatchNorm(_RunningNorm):
         if not (train or self.track_running_stats):
             raise _lacks_a_clip(self, "track running statistics")
 
-    def _weight(self, real: bool | Array) -> ArrayLike:
+    def _track(self, mean: Array, var: Array, real: bool | Array) -> None:
         self.tracked.value = self.tracked.value + jnp.asarray(real, jnp.int32)
+        super()._track(mean, var, real)
+
+    @property
+    def _weight(self) -> ArrayLike:
         return 1 / jnp.maximum(self.tracked.value, 1) if self.momentum is None else self.momentum
 
 
@@ -298,7 +303,8 @@ class _InstanceNorm(_RunningNorm):
                 instead += f"; or {_PER_STEP}"
             raise _lacks_a_clip(self, instead)
 
-    def _weight(self, real: bool | Array) -> ArrayLike:
+    @property
+    def _weight(self) -> ArrayLike:
         return 0 if self.momentum is None else self.momentum
 
     def fresh_state(self, x: Spec) -> State:
