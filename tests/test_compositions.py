@@ -9,7 +9,7 @@ from benchmarks.peers import to_torch_nn
 from tests.laws import check_laws, clip_of
 from tests.networks import random_network, random_variables, shows_its_field
 
-SEEDS = range(10)
+SEEDS = range(7)
 
 
 @pytest.fixture(autouse=True)

@@ -556,7 +556,6 @@ def test_bools_stay_bools_in_chunks():
 @pytest.mark.parametrize(
     ("net", "space"),
     [
-        (co.Conv1d(4, 4, 3), ()),
         (co.Conv1d(4, 4, 3, groups=2), ()),
         (co.Conv1d(4, 4, 3, groups=4), ()),
         (co.Conv1d(4, 2, 3), ()),
@@ -564,7 +563,6 @@ def test_bools_stay_bools_in_chunks():
         (co.LSTM(4, 2), ()),
         (co.GroupNorm(2, 4, per_step=True), (3,)),
         (co.RetroactiveMultiheadAttention(4, 2, sequence_len=3), ()),
-        (co.SingleOutputMultiheadAttention(4, 2, sequence_len=9), ()),
     ],
 )
 def test_a_batch_may_be_empty(net, space):

@@ -245,13 +245,13 @@ def test_torch_decides_for_cojax_where_continual_is_wrong(name):
     assert {mode for mode in compared if is_wrong(mode, ours, theirs)} == set(case.wrong)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_networks_equal_torch_in_every_mode(seed):
     net, shape = random_network(seed)
     checked_against_torch(net, random_variables(net, seed), clip_of(shape, seed))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_networks_equal_continual_in_every_mode(seed):
     net, shape = random_network(seed, for_continual=True)
     check_beside_peers(net, random_variables(net, seed), clip_of(shape, seed))
