@@ -88,7 +88,7 @@ def _quick(tmp_path, monkeypatch):
         yield
 
 
-@pytest.mark.usefixtures("_quick")
+@pytest.mark.usefixtures("_quick", "quick_compilation")
 @pytest.mark.parametrize("name", [name for name in PUBLIC if examples(name)])
 def test_the_examples_of_docstrings_run(name):
     for code in examples(name):
@@ -103,7 +103,7 @@ def included(match):
     return re.search(part, README, re.DOTALL)[1]
 
 
-@pytest.mark.usefixtures("_quick")
+@pytest.mark.usefixtures("_quick", "quick_compilation")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_blocks_of_a_page_run_one_after_the_other(page):
     text = re.sub(r'^--8<-- "README.md:([\w-]+)"$', included, page.read_text(), flags=re.MULTILINE)

@@ -14,6 +14,8 @@ import torch
 import cojax as co
 from tests.laws import check_laws, clip_of, compilations, variables_of
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.fixture(scope="module")
 def net():
