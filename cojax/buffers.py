@@ -210,15 +210,6 @@ def joined(ring: Array, count: Array | int, chunk: Chunk) -> Array:
     return join(unrolled(ring, count), channels_last(chunk.clean()), chunk.blank)
 
 
-def windows(frames: Array, steps: int) -> Array:
-    """Returns all windows of ``steps`` consecutive frames.
-
-    ``(B, T, ...)`` to ``(B, T - steps + 1, steps, ...)``.
-    """
-    places = jnp.arange(frames.shape[1] - steps + 1)[:, None] + jnp.arange(steps)
-    return jnp.take(frames, places, axis=1, mode="clip")
-
-
 def rolled(frames: Array, slots: int, count: Array | int) -> Array:
     """Returns the ring of the newest of some frames, oldest first, given how many were written."""
     places = (jnp.arange(slots) - count) % slots

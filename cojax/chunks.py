@@ -6,14 +6,14 @@ convolution over window and chunk instead of a scan over steps.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
 
-from cojax.frames import flat_streams
-from cojax.layout import channels_last, channels_second
+from cojax.frames import flat_streams, map_streams
+from cojax.layout import as_clip, as_step, channels_last, channels_second
 from cojax.ops.windows import padded_axis
 from cojax.timing import Timing
 
@@ -154,6 +154,19 @@ def met(flows: Sequence[Any], value: Array) -> Any:
         if not signal.always_real:
             past = jnp.maximum(past, signal.past)
     return dataclasses.replace(first, value=value, valid=valid, past=past, tidy=False)
+
+
+def locally(function: Callable[[Any], Array], flow: Any) -> Any:
+    """Returns a frame, or a chunk, computed by a function of clips that is local in time.
+
+    Args:
+      function: takes a clip, or the clips of several streams, to one.
+      flow: a signal or a chunk, or those of several streams.
+    """
+    clips = map_streams(lambda each: each.clean(), flow)
+    if is_chunk(flow):
+        return met(flat_streams(flow), function(clips))
+    return met(flat_streams(flow), as_step(function(map_streams(as_clip, clips))))
 
 
 def is_chunk(flow: Any) -> bool:

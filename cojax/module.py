@@ -30,7 +30,7 @@ from jax import Array
 
 from cojax.buffers import counted_together
 from cojax.checks import misfits, require_clips, require_state, require_static
-from cojax.chunks import Chunk, is_chunk, met
+from cojax.chunks import Chunk, is_chunk, locally
 from cojax.errors import InputError
 from cojax.frames import (
     Frame,
@@ -45,7 +45,7 @@ from cojax.frames import (
     with_time,
     without_time,
 )
-from cojax.layout import as_clip, as_step, channels_second
+from cojax.layout import channels_second
 from cojax.modes import current, require_mode
 from cojax.scanning import (
     arriving,
@@ -493,12 +493,10 @@ class TimeLocal(CoModule):
     """
 
     def step(self, state: State, signal: Any, train: bool = False) -> tuple[Any, State]:
-        clips = map_streams(lambda each: as_clip(each.clean()), signal)
-        return met(flat_streams(signal), as_step(self.clip(clips, train=train))), state
+        return locally(lambda x: self.clip(x, train=train), signal), state
 
     def chunk(self, state: State, chunk: Any) -> tuple[Any, State]:
-        clips = map_streams(lambda each: each.clean(), chunk)
-        return met(flat_streams(chunk), self.clip(clips)), state
+        return locally(self.clip, chunk), state
 
 
 def advance(module: CoModule, state: State, flow: Any, train: bool) -> tuple[Any, State]:

@@ -11,10 +11,9 @@ from typing import Any
 import flax.linen as nn
 
 from cojax.buffers import DelayLine
-from cojax.chunks import Chunk
+from cojax.chunks import Chunk, locally
 from cojax.combinators.reduce import (
     Reduction,
-    reduced,
     reduced_spec,
     reduction,
     require_one_length,
@@ -334,4 +333,4 @@ class BroadcastReduce(_Branches):
             held = late.held(shifts[name])
             output, states[name] = self.child_step(name, state, held, train)
             outputs.append(output)
-        return reduced(self.reduce, outputs), keep(states, late.after)
+        return locally(reduction(self.reduce), tuple(outputs)), keep(states, late.after)

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from cojax.chunks import is_chunk, met
 from cojax.errors import InputError
 from cojax.frames import with_time, without_time
-from cojax.layout import as_clip, as_step, channels_last, channels_second
+from cojax.layout import channels_last, channels_second
 from cojax.module import TimeLocal
 
 Reduction = str | Callable[[Sequence[Array]], Array]
@@ -98,11 +97,3 @@ def require_one_length(lengths: Sequence[int]) -> None:
             f"the streams to reduce have {list(lengths)} steps; pad the branches alike, or crop "
             "with Delay(auto_shrink=...) or residual_shrink"
         )
-
-
-def reduced(reduce: Reduction, flows: Any) -> Any:
-    """Returns the reduction of frames, or of chunks."""
-    values = [flow.clean() for flow in flows]
-    if is_chunk(flows):
-        return met(flows, reduction(reduce)(values))
-    return met(flows, as_step(reduction(reduce)([as_clip(value) for value in values])))

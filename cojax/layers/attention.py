@@ -13,13 +13,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from cojax.buffers import Counter, following, read, rolled, unrolled, windows, write
+from cojax.buffers import Counter, following, read, rolled, unrolled, write
 from cojax.chunks import join, met
 from cojax.errors import InputError
 from cojax.frames import Spec, State, flat_streams, map_streams
 from cojax.layers.arguments import require_positive
 from cojax.layers.multihead import MultiheadAttention, heads_first, three_streams
 from cojax.module import TimeLocal
+from cojax.ops.windows import gathered
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -35,6 +36,10 @@ class _StreamAttention(MultiheadAttention):
     @property
     def _length(self) -> int:
         return self.sequence_len or 0
+
+    @property
+    def _window(self) -> Axis:
+        return Axis(self._length, 1, 0)
 
     @property
     def _remembers_queries(self) -> bool:
@@ -56,7 +61,7 @@ class _StreamAttention(MultiheadAttention):
 
     @property
     def timing(self) -> Timing:
-        return windowed(Axis(self._length, 1, 0))
+        return windowed(self._window)
 
     @property
     def _counter(self) -> Counter:
@@ -254,7 +259,7 @@ class SingleOutputMultiheadAttention(_StreamAttention):
         ):
             key, value = self._keys_and_values(key, value)
         in_heads = key.ndim == query.ndim
-        key, value = windows(key, self._length), windows(value, self._length)
+        key, value = (gathered(each, self._window) for each in (key, value))
         if in_heads:
             key, value = heads_first(key), heads_first(value)
         found = self._attention(query[:, :, :, None], (key, value), train=train)
@@ -315,7 +320,7 @@ class RetroactiveMultiheadAttention(_StreamAttention):
         if key.ndim < query.ndim:
             key, value = self._keys_and_values(key, value)
         query, key, value = (
-            heads_first(windows(tokens, self._length)) for tokens in (query, key, value)
+            heads_first(gathered(tokens, self._window)) for tokens in (query, key, value)
         )
         return jnp.moveaxis(self._attention(query, (key, value), train=train), -1, 1)
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from cojax.buffers import Counter, DelayLine, joined, ring, rolled, unrolled, windows, write
+from cojax.buffers import Counter, DelayLine, joined, ring, rolled, unrolled, write
 from cojax.chunks import Chunk
 from cojax.frames import Signal, Spec, State
 from cojax.layers.arguments import per_axis, require_one_of, require_positive
 from cojax.layout import channels_last, spec_last
 from cojax.module import CoModule
+from cojax.ops.windows import gathered
 from cojax.timing import Axis, Timing, windowed
 
 
@@ -117,11 +118,11 @@ class Delay(_Held):
             per_axis("auto_shrink", self.auto_shrink, 2)
         else:
             require_one_of("auto_shrink", self.auto_shrink, (True, False, "centered", "lagging"))
-        front, back = self._crop
-        if front < 0 or not 0 <= back <= self.steps:
+        _, back = self._crop
+        if back > self.steps:
             raise ValueError(
-                f"the crops of {self.auto_shrink=} must not be negative, and at most the "
-                f"{self.steps} steps that are held back can be cropped at the end"
+                f"at most the {self.steps} steps that are held back can be cropped at the end, got "
+                f"{self.auto_shrink=}"
             )
         super().__post_init__()
 
@@ -243,7 +244,7 @@ class Window(CoModule):
 
     def _shown(self, frames: Array) -> Array:
         """Returns every window of ``(B, T, *S, C)``, as ``(B, C, T', *S, steps)``."""
-        return _steps_last(windows(frames, self.steps), 2)
+        return _steps_last(gathered(frames, Axis(self.steps, 1, 0)), 2)
 
 
 def _steps_last(frames: Array, axis: int) -> Array:

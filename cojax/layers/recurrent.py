@@ -87,8 +87,7 @@ class _Recurrent(CoModule):
         return Spec((x.shape[0], self._sizes["hidden"]), x.dtype)
 
     def clip(self, x: Array, train: bool = False) -> Array:
-        state = varying_like(self.fresh_state(without_time(spec_of(x))), x)
-        y, _ = self._over_time(x, state, train)
+        y, _ = self._over_time(x, self.fresh_state(without_time(spec_of(x))), train)
         return y
 
     def fresh_state(self, x: Spec) -> State:
@@ -104,6 +103,7 @@ class _Recurrent(CoModule):
 
     def _over_time(self, x: Array, state: State, train: bool) -> tuple[Array, State]:
         self.require_length(x.shape[2])
+        state = varying_like(state, x)
         y, state = self._layers(lax.scan, jnp.moveaxis(x, 2, 0), state, train)
         return jnp.moveaxis(y, 0, 2), state
 
@@ -166,7 +166,7 @@ class _Recurrent(CoModule):
     def _from_hidden(self, x: Any, train: bool = False, *, hx: Any, return_hidden: bool) -> Any:
         require_clips("forward", x)
         x = jnp.asarray(x)
-        state = varying_like(self.init_state(without_time(spec_of(x))), x)
+        state = self.init_state(without_time(spec_of(x)))
         if hx is not None:
             state = self.initial_state(*(hx if isinstance(hx, tuple | list) else (hx,)))
             batch, dtype = len(state["hidden"]), state["hidden"].dtype

@@ -20,7 +20,7 @@ from cojax.ops.dense import convolution
 from cojax.ops.depthwise import depthwise, depthwise_by_each
 from cojax.ops.gradient import recomputed
 from cojax.ops.product import product, times
-from cojax.ops.windows import exceeds, lengths, padded, shifted, strided, thinned
+from cojax.ops.windows import exceeds, gathered, lengths, padded, shifted, strided, thinned
 from cojax.timing import Axis
 
 # Up to this many outputs, a matrix product is used, see _spatial.
@@ -135,8 +135,7 @@ def _over_time(x: Array, kernel: Array, time: Axis) -> Array:
         return y.reshape(*y.shape[:2], *x.shape[2:-1], out)
     x = padded(x, [time])
     if taps > _MANY_TAPS:
-        places = time.stride * np.arange(steps)[:, None] + time.dilation * np.arange(taps)
-        windows = jnp.moveaxis(jnp.take(x, places, axis=1, mode="clip"), 2, -2)
+        windows = jnp.moveaxis(gathered(x, time), 2, -2)
         return product(lax.collapse(windows, windows.ndim - 2), kernel.reshape(-1, out))
     parts = [strided(x, 1, tap * time.dilation, steps, time.stride) for tap in range(taps)]
     return product(jnp.concatenate(parts, axis=-1), kernel.reshape(-1, out))

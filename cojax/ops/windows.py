@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.errors import InconclusiveDimensionOperation
 
@@ -61,6 +62,16 @@ def shifted(
     for index, (tap, axis, length) in enumerate(zip(place, axes, windows, strict=True), first):
         x = strided(x, index, tap * axis.dilation, length, axis.stride)
     return x
+
+
+def gathered(x: Array, axis: Axis) -> Array:
+    """Returns the windows over the axis after the batch, ``(B, T, ...)`` to ``(B, T', k, ...)``.
+
+    They are gathered at once; the axis is not padded.
+    """
+    begins = axis.stride * np.arange(axis.unpadded.length(x.shape[1]))
+    places = begins[:, None] + axis.dilation * np.arange(axis.kernel_size)
+    return jnp.take(x, places, axis=1, mode="clip")
 
 
 def strided(x: Array, axis: int, start: int, length: int, stride: int) -> Array:
