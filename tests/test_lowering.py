@@ -11,6 +11,7 @@ import pytest
 from jax import export, lax
 
 import cojax as co
+from cojax import buffers
 from cojax.ops.convolution import convolve_clip, convolve_window
 from cojax.ops.dense import convolution
 from cojax.ops.depthwise import depthwise
@@ -324,6 +325,41 @@ def test_products_in_bfloat16_are_as_exact_as_it_is_and_convert_no_weights(rows)
         np.testing.assert_allclose(a.astype("float32"), b, rtol=3e-2, atol=3e-2 * jnp.abs(b).max())
     if jax.default_backend() == "cpu":
         assert "f32[32,48]" not in jax.jit(times).lower(*half).compile().as_text()
+
+
+def test_a_cpu_computes_what_other_platforms_are_given_to_compute(monkeypatch):
+    net = co.Sequential(
+        co.Conv3d(3, 8, (3, 1, 1)),
+        co.Residual(co.Sequential(co.Conv3d(8, 8, 3, padding=1, groups=8), co.SiLU())),
+        co.MaxPool3d((2, 2, 2), stride=(1, 2, 2)),
+        co.Conv3d(8, 4, (3, 1, 1)),
+    )
+    variables = random_variables(net, 0)
+    x = clip_of((2, 3, 9, 6, 6))
+
+    def energy(variables, x):
+        y, state = net.apply(variables, net.init_state(x[:, :, 0]), x, method="forward_steps")
+        return jnp.sum(y.value**2), (y, state)
+
+    def computed():
+        return jax.jit(jax.grad(energy, argnums=(0, 1), has_aux=True))(variables, x)
+
+    taken = []
+
+    def elsewhere(*args, default, **_):
+        taken.append(default.__qualname__)
+        return default(*args)
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        expected = computed()
+        with monkeypatch.context() as patched:
+            patched.setattr(lax, "platform_dependent", elsewhere)
+            patched.setattr(buffers, "_LARGE", 0)
+            jax.clear_caches()
+            given = computed()
+        jax.clear_caches()
+    chex.assert_trees_all_close(given, expected, rtol=1e-4, atol=1e-4)
+    assert {"apart.<locals>.in_buffers", "_oldest.<locals>.behind_a_barrier"} <= set(taken)
 
 
 def test_steps_lower_for_a_tpu():

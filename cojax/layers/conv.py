@@ -1,5 +1,6 @@
 """Continual convolutions over one temporal and up to two spatial axes."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,6 +12,8 @@ from jax.typing import DTypeLike
 
 from cojax.buffers import (
     Counter,
+    apart,
+    cleared,
     following,
     read_before_write,
     replicated,
@@ -197,27 +200,26 @@ class _Conv(CoModule):
         return {name: ring(spec_last(kept), memory), **self._counter.fresh()}
 
     def step(self, state: State, signal: Signal, train: bool = False) -> tuple[Signal, State]:
-        x = channels_last(signal.clean())
         count, after = self._counter.of(state), self._counter.advance(state, signal)
         if self._keeps_sums:
-            y, after["sums"] = self._added(state["sums"], x, count, signal)
+            y, after["sums"] = self._added(state["sums"], count, signal)
         elif self.timing.receptive_field > 1:
-            y, after["window"] = self._shown(state["window"], x, count, signal)
+            y, after["window"] = self._shown(state["window"], count, signal)
         else:
-            x, space = self._padded(x, first=1)
+            x, space = self._padded(channels_last(signal.clean()), first=1)
             y = self._convolved(jnp.expand_dims(x, -2), space)
         y = channels_second(y)
         return signal.leaves(y, signal.emitted(count, self.timing), self.timing), after
 
-    def _added(
-        self, sums: Array, x: Array, count: Array | int, signal: Signal
-    ) -> tuple[Array, Array]:
+    def _added(self, sums: Array, count: Array | int, signal: Signal) -> tuple[Array, Array]:
         """Returns the output that this step completes, and the sums with its contributions added.
 
         The slot of the completed output is reused for a new one.
         """
         slots = sums.shape[1]
-        x, space = self._padded(x, first=1)
+        count, valid = apart(sums, count, signal.valid)
+        signal = dataclasses.replace(signal, valid=valid)
+        x, space = self._padded(channels_last(signal.clean()), first=1)
         kernel = self.kernel.astype(x.dtype)
 
         @recomputed
@@ -229,20 +231,15 @@ class _Conv(CoModule):
             return last[:, 0], earlier
 
         oldest, count = read_before_write(sums, count, x)
-        # The steps left until the output in each slot is complete; 0 where a new one begins.
-        ahead = (jnp.arange(slots) - count) % slots
-        begins = (ahead == 0).reshape(-1, *(1,) * (x.ndim - 1))
-        taps = (slots - ahead) % slots
+        # The steps since the output in each slot began; 0 where a new one begins.
+        taps = (count - jnp.arange(slots)) % slots
         last, added = parts(x, kernel, taps)
-        before = recomputed(jnp.where)(begins, 0, sums)
-        sums = select(signal.valid, before + added, sums)
+        sums = select(valid, cleared(sums, count % slots) + added, sums)
         return self._biased(oldest + last), sums
 
-    def _shown(
-        self, inputs: Array, x: Array, count: Array | int, signal: Signal
-    ) -> tuple[Array, Array]:
+    def _shown(self, inputs: Array, count: Array | int, signal: Signal) -> tuple[Array, Array]:
         """Returns the output for the last inputs and this one, and their ring with this written."""
-        time = self._axes[0]
+        time, x = self._axes[0], channels_last(signal.clean())
         if self.temporal_fill == "replicate":
             inputs, x = replicated(inputs, x, count, signal)
         places = count + time.dilation * np.arange(time.kernel_size - 1)
