@@ -1,5 +1,6 @@
 """Every test runs on the CPU, unless JAX_PLATFORMS says otherwise."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -12,6 +13,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # not know, so that this is for the versions it was tried with.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
+# Tracing makes so many objects that a sixth of the time would go into looking for cycles of them.
+gc.set_threshold(200_000, 20, 100)
+
+
+def pytest_collection_finish():
+    gc.freeze()  # What has been imported and collected stays.
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@
 """
 
 import collections
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -130,7 +131,6 @@ def check_laws(
     check_independent_streams(bench, states, rows)
     if stream_equals_clip:
         check_stream_equals_clip(bench, frames, gradients)
-        check_poison(bench, gradients)
     if receptive_field:
         check_receptive_field(bench)
 
@@ -172,84 +172,66 @@ def check_chunks(bench: Bench, frames: list[Any], states: list[Any]) -> None:
 
 
 def check_stream_equals_clip(bench: Bench, frames: list[Any], gradients: bool) -> None:
-    """Laws 1 and 7: a stream, flushed, equals the clip; and so do gradients."""
+    """Laws 1 and 7: a flushed stream equals the clip, and so do gradients.
 
-    def loss(params: Any, x: Any, method: str) -> tuple[jax.Array, Any]:
-        y = bench.applied(params, x, method)
-        # Unequal weights, so that a misplaced output shows.
-        weights = [jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape) for leaf in flat_streams(y)]
-        total = sum(
-            jnp.sum(w * leaf.astype(w.dtype))
-            for w, leaf in zip(weights, flat_streams(y), strict=True)
-        )
-        return total, y
-
-    @jax.jit
-    def both(params: Any, x: Any) -> Any:
-        if not gradients:
-            return [(loss(params, x, m)[1], 0) for m in ("forward", "forward_stream")]
-        results = []
-        for method in ("forward", "forward_stream"):
-            (_, y), grads = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x, method)
-            results.append((y, grads))
-        return results
-
-    (clip, clip_grads), (stream, stream_grads) = both(bench.params, bench.x)
-    assert_close(stream, clip, "forward_stream and forward", bench.dtype)
-    assert_close(stream_grads, clip_grads, "gradients", bench.dtype)
-    for each in flat_streams(clip):
-        assert each.shape[2] == bench.net.timing.n_out(bench.steps)
-    emitted = [t for t in range(bench.steps) if bench.net.timing.emits(t)]
-    for k, t in enumerate(emitted):
-        for each, frame in zip(flat_streams(clip), flat_streams(frames[t]), strict=True):
-            assert_close(frame.value, each[:, :, k], f"step {t} is output {k}", bench.dtype)
-
-
-def check_poison(bench: Bench, gradients: bool) -> None:
-    """Law 7: a NaN in an invalid frame reaches no valid output, no state and no gradient."""
-    kept = bench.steps // 2 + 1
-    valid = np.zeros(2 * kept + 1, bool)
+    The stream has gaps. A NaN in an invalid frame reaches no output, no state and no gradient.
+    """
+    timing, steps = bench.net.timing, bench.steps
+    valid = np.zeros(2 * steps + 1, bool)
     valid[1::2] = True
     (places,) = np.nonzero(valid)
+    # Where outputs leave, given that the stream is flushed behind its gaps.
+    leaving = np.array([places[t] if t < steps else t + steps + 1 for t in timing.outputs(steps)])
 
-    def run(params: Any, x: Any, blank: jax.Array) -> tuple[jax.Array, Any]:
+    def clip(params: Any, x: Any, blank: jax.Array) -> Any:
+        return bench.applied(params, x, "forward"), None
+
+    def stream(params: Any, x: Any, blank: jax.Array) -> Any:
         def gapped(x: jax.Array) -> co.Frame:
             value = jnp.full((*x.shape[:2], len(valid), *x.shape[3:]), blank, x.dtype)
-            return co.Frame(value.at[:, :, places].set(x[:, :, :kept]), jnp.asarray(valid))
+            return co.Frame(value.at[:, :, places].set(x), jnp.asarray(valid))
 
         frames, state = bench.net.apply(
             {"params": params, **bench.rest}, bench.fresh(), map_streams(gapped, x),
             pad_end=True,
             method="forward_steps",
         )  # fmt: skip
-        total = jnp.zeros(())
-        for frame in flat_streams(frames):
-            shape = (1, 1, -1, *(1,) * (frame.value.ndim - 3))
-            clean = jnp.where(frame.valid.reshape(shape), frame.value, 0)
-            weights = jnp.cumsum(frame.valid).reshape(shape)
-            total += jnp.sum(jnp.sin(weights) * clean.astype(jnp.float32))
-        return total, (frames, state)
+        return picked(frames, leaving), (state, [frame.valid for frame in flat_streams(frames)])
 
-    def differentiated(*args: Any) -> Any:
+    @jax.jit
+    def both(*args: Any) -> Any:
+        def loss(*args: Any, way: Any) -> tuple[jax.Array, Any]:
+            y, rest = way(*args)
+            # Unequal weights, so that a misplaced output shows.
+            total = sum(
+                jnp.sum(jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape) * leaf)
+                for leaf in flat_streams(y)
+            )
+            return total, (y, rest)
+
         if not gradients:
-            return run(*args)[1], 0
-        (_, aux), grads = jax.value_and_grad(run, (0, 1), has_aux=True)(*args)
-        return aux, grads
+            return [(*way(*args), 0) for way in (clip, stream)]
+        graded = (
+            jax.value_and_grad(functools.partial(loss, way=way), (0, 1), has_aux=True)(*args)
+            for way in (clip, stream)
+        )
+        return [(y, rest, grads) for (_, (y, rest)), grads in graded]
 
-    compiled = jax.jit(differentiated)
-    (frames, state), grads = compiled(bench.params, bench.x, jnp.nan)
-    (clean_frames, clean_state), clean_grads = compiled(bench.params, bench.x, 0.0)
-    assert_same_bits(state, clean_state, "state after NaN frames")
-    assert_same_bits(grads, clean_grads, "gradients beside NaN frames")
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads)), "gradients beside NaN"
-    half, _ = bench.chunk(bench.fresh(), part(bench.x, 0, bench.steps // 2))
-    for frame, clean, dense in zip(*map(flat_streams, (frames, clean_frames, half)), strict=True):
-        assert_same_bits(frame.dense(), clean.dense(), "outputs beside NaN frames")
-        assert int(frame.valid.sum()) == bench.net.timing.n_out(kept), "outputs of a flushed stream"
-        if dense.valid.any():
-            alone = dense.dense()
-            beside = frame.dense()[:, :, : alone.shape[2]]
-            assert_close(beside, alone, "outputs beside invalid frames", bench.dtype)
+    (y, _, grads), streamed = both(bench.params, bench.x, jnp.nan)
+    _, clean = both(bench.params, bench.x, 0.0)
+    assert_same_bits(streamed, clean, "outputs, states and gradients beside NaN frames")
+    outputs, (_, emitted), stream_grads = streamed
+    for each in emitted:
+        np.testing.assert_array_equal(np.nonzero(each)[0], leaving, "where outputs leave")
+    assert_close(outputs, y, "a stream with gaps and the clip", bench.dtype)
+    assert_close(stream_grads, grads, "gradients", bench.dtype)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(stream_grads)), "gradients"
+
+    whole = jax.jit(lambda x: bench.applied(bench.params, x, "forward_stream"))(bench.x)
+    assert_close(whole, y, "forward_stream and forward", bench.dtype)
+    for k, t in enumerate(t for t in timing.outputs(steps) if t < steps):
+        for each, frame in zip(flat_streams(y), flat_streams(frames[t]), strict=True):
+            assert_close(frame.value, each[:, :, k], f"step {t} is output {k}", bench.dtype)
 
 
 def check_skipping(net: co.CoModule, x: Any, variables: Any = None, seed: int = 0) -> None:

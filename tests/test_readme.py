@@ -17,6 +17,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
 INSTALLS = [code for language, code in BLOCKS if language == "bash" and "pip install" in code]
 
 
+@pytest.mark.usefixtures("quick_compilation")
 def test_the_python_blocks_run_one_after_the_other_and_print_what_they_say(
     tmp_path, monkeypatch, capsys
 ):
