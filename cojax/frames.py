@@ -156,6 +156,8 @@ def varying_like(tree: Any, x: Array) -> Any:
     In ``jax.shard_map``, the state that a scan starts from must vary like the states that it
     computes. Scalars, which are counters, are the same on all devices.
     """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return tree
 
     def varying(leaf: Array) -> Array:
         return leaf + jax.lax.full_like(x, 0, leaf.dtype, shape=()) if leaf.ndim else leaf

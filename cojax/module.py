@@ -331,6 +331,8 @@ class CoModule(nn.Module):
         if self.is_initializing():
             self.declare()
 
+        first = flat_streams(xs)[0]
+        state = varying_like(state, first.value if isinstance(first, Frame) else first)
         whole = not any(isinstance(each, Frame) for each in flat_streams(xs))
         if at_once and steps and whole and self.regular and not train:
             chunks = map_streams(lambda x: Chunk(jnp.asarray(x), last_step=steps - 1), xs)
@@ -370,7 +372,6 @@ class CoModule(nn.Module):
         self.require_length(steps)
         outputs = self.timing.outputs(steps)
         state = self.init_state(map_streams(lambda clip: without_time(spec_of(clip)), x))
-        state = varying_like(state, flat_streams(x)[0])
         frames, _ = self.forward_steps(state, x, pad_end=True, train=train)
         return map_streams(
             lambda frame: frame.value[:, :, outputs.start : outputs.stop : outputs.step], frames

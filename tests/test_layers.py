@@ -33,8 +33,8 @@ from tests.laws import clip_of, variables_of
         (lambda: co.Delay(-1), "none negative"),
         (lambda: co.Delay(), "takes a number of steps"),
         (lambda: co.Delay(2, auto_shrink="leading"), "auto_shrink must be one of"),
-        (lambda: co.Delay(2, auto_shrink=(1, 2, 0)), "auto_shrink must be an int, or 2 ints"),
-        (lambda: co.Delay(2, auto_shrink=(1.5, 1)), "auto_shrink must be an int, or 2 ints"),
+        (lambda: co.Delay(2, auto_shrink=(1, 2, 0)), "a pair of how many steps to crop"),
+        (lambda: co.Delay(2, auto_shrink=(1.5, 1)), "a pair of how many steps to crop"),
         (lambda: co.AvgPool1d(2, divisor_override=1.5), "must be positive and whole"),
         (
             lambda: co.SingleOutputMultiheadAttention(4, 2, sequence_len=2.5),

@@ -58,6 +58,18 @@ def test_steps_run_on_shards_of_the_batch(case):
         np.testing.assert_allclose(frames.dense(), expected.dense(), **tolerance(x.dtype))
 
 
+def test_a_stream_may_begin_within_a_shard(case):
+    net, variables, x = case
+    expected, _ = net.apply(variables, net.init_state(x[:, :, 0]), x, method="forward_steps")
+
+    def run(variables, x):
+        frames, _ = net.apply(variables, net.init_state(x[:, :, 0]), x, method="forward_steps")
+        return frames
+
+    frames = sharded(run, P(), P("batch"), co.Frame(P("batch"), P()))(variables, x)
+    np.testing.assert_allclose(frames.dense(), expected.dense(), **tolerance(x.dtype))
+
+
 def test_gradients_are_summed_over_shards(case):
     net, variables, x = case
     params = variables.get("params", {})

@@ -10,7 +10,7 @@ from jax import Array
 from cojax.buffers import Counter, DelayLine, joined, ring, rolled, unrolled, write
 from cojax.chunks import Chunk
 from cojax.frames import Signal, Spec, State
-from cojax.layers.arguments import per_axis, require_one_of, require_positive
+from cojax.layers.arguments import require_one_of, require_positive
 from cojax.layout import channels_last, spec_last
 from cojax.module import CoModule
 from cojax.ops.windows import gathered
@@ -114,15 +114,19 @@ class Delay(_Held):
         require_one_of("temporal_fill", self.temporal_fill, ("zeros", "replicate"))
         if not isinstance(self.steps, int | np.integer) or self.steps < 0:
             raise ValueError(f"Delay takes a number of steps, none negative, got {self.steps!r}")
-        if isinstance(self.auto_shrink, tuple):
-            per_axis("auto_shrink", self.auto_shrink, 2)
-        else:
-            require_one_of("auto_shrink", self.auto_shrink, (True, False, "centered", "lagging"))
+        crop = self.auto_shrink
+        if not isinstance(crop, tuple):
+            require_one_of("auto_shrink", crop, (True, False, "centered", "lagging"))
+        elif len(crop) != 2 or not all(isinstance(n, int | np.integer) and n >= 0 for n in crop):
+            raise ValueError(
+                "auto_shrink takes a pair of how many steps to crop at the start and at the end, "
+                f"got {crop!r}"
+            )
         _, back = self._crop
         if back > self.steps:
             raise ValueError(
                 f"at most the {self.steps} steps that are held back can be cropped at the end, got "
-                f"{self.auto_shrink=}"
+                f"auto_shrink={crop!r}"
             )
         super().__post_init__()
 
