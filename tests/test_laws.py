@@ -268,7 +268,7 @@ CASES = {name: (PEERS[name].net, PEERS[name].shape) for name in SHARED} | {
         lambda: co.Sequential(
             co.Conv1d(3, 6, 3, stride=2, padding=1),
             co.RecyclingPositionalEncoding(6, 5),
-            co.TransformerEncoder(co.TransformerEncoderLayerFactory(6, 2, 8, sequence_len=3), 2),
+            co.TransformerEncoder(co.TransformerEncoderLayerFactory(6, 2, 8, sequence_len=3), 1),
             co.Conv1d(6, 2, 2),
         ),
         (2, 3, 18),
