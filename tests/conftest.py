@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
-# Tracing makes so many objects that a sixth of the time would go into looking for cycles of them.
+# Tracing makes so many objects that 8 % of the time would go into looking for cycles of them.
 gc.set_threshold(200_000, 20, 100)
 
 
