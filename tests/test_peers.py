@@ -73,7 +73,9 @@ class Ours:
 
     def __init__(self, net: co.CoModule, variables: Any, x: jax.Array):
         self.bench = Bench(net, np.asarray(x), variables)
-        self.forward = jax.jit(lambda x: net.apply(variables, x))(x)
+        self.forward, self.stream = jax.jit(
+            lambda x: [net.apply(variables, x, method=m) for m in ("forward", "forward_stream")]
+        )(x)
 
     def steps(self, state: Any, start: int, stop: int) -> tuple[Outputs, Any]:
         outputs = []
@@ -176,6 +178,7 @@ def checked_against_torch(
     ours, steps = Ours(net, variables, x), x.shape[2]
     clip = torch_outputs(net, variables, x, as_stream=False)
     stream = torch_outputs(net, variables, x, as_stream=True)
+    assert_alike([streams(ours.stream)], [stream], "forward_stream and torch")
     for mode in modes:
         y = clip if mode == FORWARD else stream
         assert_alike(ours.run(mode), due(net, y, mode, steps), f"{mode} and torch")
