@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import pickle
 import re
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def test_the_readme_has_every_network_and_note():
     listed = re.findall(r"^\* (\w): (.*?\.)$", SECTION, re.MULTILINE | re.DOTALL)
     assert {key: re.sub(r"\s+", " ", text)[:-1] for key, text in listed} == zoo.NOTES
     assert {key for entry in zoo.ZOO.values() for key in entry.notes} == zoo.NOTES.keys()
+
+
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_networks_can_be_sent_to_another_process(name):
+    net = zoo.ZOO[name].build()
+    assert pickle.loads(pickle.dumps(net)) == net
 
 
 def assert_close_to_the_reference(name, macs):

@@ -24,7 +24,12 @@ from cojax.module import CoModule
 
 PARTITIONS = 3  # The joints that a joint is connected to: itself, inward, outward.
 
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def he_normal_fan_out(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Initialises a kernel with ``N(0, 2 / fan_out)``. (Flax's own function cannot be pickled.)"""
+    return _he_normal(key, shape, dtype)
 
 
 def he_normal_summed(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
