@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         "file",
         nargs="?",
         metavar="FILE.npy",
-        help="an array (T, ...) whose rows are the samples, instead of standard input; skeletons "
-        "may be (T, joints, 3) or (T, persons, joints, 3)",
+        help="an array (T, ...) whose rows are the samples, instead of standard input; a signal "
+        "may be (T,), skeletons (T, joints, 3) or (T, persons, joints, 3)",
     )
     network = stream.add_mutually_exclusive_group()
     network.add_argument(

@@ -116,6 +116,9 @@ import cojax as co
 def tiny():
     return co.Sequential(co.Conv2d(2, 3, (2, 1)), co.ReLU())
 
+def of_a_signal():
+    return co.Conv1d(1, 3, 2)
+
 def nothing():
     return 3
 
@@ -172,6 +175,22 @@ def test_features_have_the_shape_of_their_array(capsys, own):
         np.testing.assert_allclose(answers[n + 1]["output"], expected[0, :, n], rtol=1e-5)
 
 
+def test_a_signal_has_one_number_a_step(capsys, own):
+    folder, *_ = own
+    net = co.Conv1d(1, 3, 2)
+    variables = variables_of(net)
+    co.save_torch(folder / "signal.safetensors", net, variables)
+    x = np.random.default_rng(0).standard_normal(4, np.float32)
+    np.save(folder / "x.npy", x)
+    arguments = ["--net", f"{folder}/nets.py:of_a_signal"]
+    arguments += ["--weights", f"{folder}/signal.safetensors", "--json"]
+    assert cli.main(["stream", f"{folder}/x.npy", *arguments]) == 0
+    answers = [json.loads(line)["output"] for line in capsys.readouterr().out.splitlines()]
+    assert answers[0] is None
+    expected = net.apply(variables, x[None, None])[0].T
+    np.testing.assert_allclose(answers[1:], expected, rtol=1e-5)
+
+
 def test_skeletons_may_be_persons_joints_coordinates(capsys, tmp_path, monkeypatch):
     def tiny(dataset):
         return co.models.skeleton.cost_gcn(dataset, num_frames=7, channels=(4, 4), kernel_size=3)
@@ -200,7 +219,8 @@ def test_skeletons_may_be_persons_joints_coordinates(capsys, tmp_path, monkeypat
         (b"", [], "is no .npy file of numbers"),
         (b"1,2,3,4,5,6", [], "is no .npy file of numbers"),
         (np.array(["a", "b"]), [], "is no .npy file of real numbers"),
-        (np.arange(6.0), [], "must be of shape (T, ...), time first, got (6,)"),
+        (np.array(6.0), [], "must be of shape (T, ...), time first, got ()"),
+        (np.arange(6.0), [], "the recording must be of shape (T, 6), got (6, 1)"),
         (np.ones((9, 5)), [], "the recording must be of shape (T, 6), got (9, 5)"),
         (None, [], "No such file"),
         (np.ones((9, 6)), ["--model", "cost_gcn"], "--net and --model need --weights"),

@@ -9,10 +9,10 @@ from cojax.streaming.lines import MalformedLineError
 
 
 def load(path: str | os.PathLike[str]) -> np.ndarray:
-    """Loads the array in a file, time first.
+    """Loads the array in a file, time first. A signal ``(T,)`` becomes ``(T, 1)``.
 
     Raises:
-      ValueError: unless it is an array of real numbers with time and at least one more axis.
+      ValueError: unless it is an array of real numbers with at least the axis of time.
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -20,9 +20,9 @@ def load(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(f"{path} is no .npy file of numbers") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise ValueError(f"{path} is no .npy file of real numbers")
-    if array.ndim < 2:
+    if array.ndim == 0:
         raise ValueError(f"{path} must be of shape (T, ...), time first, got {array.shape}")
-    return array
+    return array[:, None] if array.ndim == 1 else array
 
 
 def as_steps(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
