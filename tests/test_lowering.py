@@ -12,6 +12,7 @@ from jax import export, lax
 
 import cojax as co
 from cojax import buffers
+from cojax.ops import windows
 from cojax.ops.convolution import convolve_clip, convolve_window
 from cojax.ops.dense import convolution
 from cojax.ops.depthwise import depthwise
@@ -291,6 +292,44 @@ def test_large_convolutions_are_not_laid_out_in_memory(name):
     lowered = jax.jit(lambda x, kernel: convolution(x, kernel, axes)).lower(x, kernel)
     assert "convolution(" in lowered.compile().as_text()
     assert "ynn_fusion" not in lowered.compile().as_text()
+
+
+SUMS = {
+    "of a depthwise convolution": (co.Conv3d(4, 4, 3, padding=1, groups=4), (4, 4)),
+    "of wide frames": (co.Conv3d(4, 2, (3, 1, 1)), (4, 4)),
+    "of wide kernels": (co.Conv3d(9, 8, (3, 1, 1)), (2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_the_gradient_of_a_step_of_sums_scatters_nothing(name):
+    net, size = SUMS[name]
+    x_t = clip_of((2, net.in_channels, *size))
+    variables = random_variables(net, 0)
+
+    def energy(params, state, x_t):
+        y, after = net.apply(params, state, x_t, method="forward_step")
+        return jnp.sum(y.value) + jnp.sum(after["sums"])
+
+    def gradients(params, state, x_t):
+        count = state["count"]
+        by_sums = jax.grad(lambda sums: energy(params, {"count": count, "sums": sums}, x_t))
+        return jax.grad(energy, (0, 2))(params, state, x_t), by_sums(state["sums"])
+
+    program = jax.jit(gradients).lower(variables, net.init_state(x_t), x_t).as_text()
+    assert "gather" in program
+    assert "scatter" not in program
+
+
+@pytest.mark.parametrize("count", range(4))
+def test_entries_counted_back_are_those_gathered_in_every_transformation(count):
+    def gathered(x, factor):
+        return factor * x[(count - np.arange(3)) % 3]
+
+    def counted_back(x, factor):
+        return factor * windows.counted_back(x, jnp.int32(count))
+
+    assert_same_in_every_transformation(counted_back, gathered, clip_of((3, 2)), clip_of((2,)))
 
 
 @pytest.mark.parametrize("channels", [(2, 4), (4, 2)])

@@ -216,25 +216,19 @@ class _Conv(CoModule):
 
         The slot of the completed output is reused for a new one.
         """
-        slots = sums.shape[1]
         count, valid = apart(sums, count, signal.valid)
         signal = dataclasses.replace(signal, valid=valid)
         x, space = self._padded(channels_last(signal.clean()), first=1)
         kernel = self.kernel.astype(x.dtype)
 
         @recomputed
-        def parts(x: Array, kernel: Array, taps: Array) -> tuple[Array, Array]:
-            last, earlier = (
-                contributions(x, kernel, each, space, self.groups)
-                for each in (jnp.array([slots]), taps)
-            )
-            return last[:, 0], earlier
+        def parts(x: Array, kernel: Array, count: Array) -> tuple[Array, Array]:
+            return contributions(x, kernel, count, space, self.groups)
 
         oldest, count = read_before_write(sums, count, x)
-        # The steps since the output in each slot began; 0 where a new one begins.
-        taps = (count - jnp.arange(slots)) % slots
-        last, added = parts(x, kernel, taps)
-        sums = select(valid, cleared(sums, count % slots) + added, sums)
+        last, added = parts(x, kernel, count)
+        # A new output begins in the slot of the one that is now complete.
+        sums = select(valid, cleared(sums, count % sums.shape[1]) + added, sums)
         return self._biased(oldest + last), sums
 
     def _shown(self, inputs: Array, count: Array | int, signal: Signal) -> tuple[Array, Array]:

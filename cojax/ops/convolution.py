@@ -20,7 +20,16 @@ from cojax.ops.dense import convolution
 from cojax.ops.depthwise import depthwise, depthwise_by_each
 from cojax.ops.gradient import recomputed
 from cojax.ops.product import product, times
-from cojax.ops.windows import exceeds, gathered, lengths, padded, shifted, strided, thinned
+from cojax.ops.windows import (
+    counted_back,
+    exceeds,
+    gathered,
+    lengths,
+    padded,
+    shifted,
+    strided,
+    thinned,
+)
 from cojax.timing import Axis
 
 # Up to this many outputs, a matrix product is used, see _spatial.
@@ -64,9 +73,9 @@ def convolve_window(window: Array, kernel: Array, space: Sequence[Axis], groups:
 
 
 def contributions(
-    x: Array, kernel: Array, taps: Array, space: Sequence[Axis], groups: int
-) -> Array:
-    """Returns what a step adds to the outputs that see it, for each of these temporal taps.
+    x: Array, kernel: Array, count: Array | int, space: Sequence[Axis], groups: int
+) -> tuple[Array, Array]:
+    """Returns what a step adds to the output that it completes, and to the sums of later ones.
 
     For a pointwise kernel, the step is multiplied by one tap after another, each sliced from the
     kernel; or, if it is smaller than a tap, it is repeated for a product with the whole kernel. For
@@ -76,24 +85,26 @@ def contributions(
     Args:
       x: the step, ``(B, *S, C)``.
       kernel: depthwise, ``(k, *K, 1, C')``, or pointwise, ``(k, *1, C, C')``.
-      taps: positions in the kernel, ``(n,)``.
+      count: the number of steps before. The output whose sum is in slot ``i`` began
+        ``(count - i) % (k - 1)`` steps ago; with this step, if that is 0.
       space: the spatial axes.
       groups: ``C`` if depthwise, 1 if pointwise.
 
     Returns:
-      ``(B, n, *S', C')``.
+      ``(B, *S', C')`` and ``(B, k - 1, *S', C')``.
     """
     if groups > 1:
-        kernel = jnp.take(kernel, taps, axis=0, mode="clip")
-        return depthwise_by_each(x, kernel[..., 0, :], space)
+        kernel = kernel[..., 0, :]
+        last = depthwise_by_each(x, kernel[-1:], space)
+        return last[:, 0], depthwise_by_each(x, counted_back(kernel[:-1], count), space)
     x, kernel = thinned(x, space, first=1), kernel.reshape(len(kernel), *kernel.shape[-2:])
     if len(kernel) <= _MANY_TAPS and exceeds(x.size // x.shape[-1], kernel.shape[-1]):
-        kernel = jnp.take(kernel, taps, axis=0, mode="clip")
-        return jnp.stack([product(x, tap) for tap in kernel], axis=1)
+        earlier = [product(x, tap) for tap in counted_back(kernel[:-1], count)]
+        return product(x, kernel[-1]), jnp.stack(earlier, axis=1)
     flat = x.reshape(-1, x.shape[-1])
     products = times(jnp.broadcast_to(flat, (len(kernel), *flat.shape)), kernel)
-    products = jnp.take(products, taps, axis=0, mode="clip")
-    return jnp.moveaxis(products.reshape(len(taps), *x.shape[:-1], kernel.shape[-1]), 0, 1)
+    products = products.reshape(len(kernel), *x.shape[:-1], kernel.shape[-1])
+    return products[-1], jnp.moveaxis(counted_back(products[:-1], count), 0, 1)
 
 
 def _pointwise(window: Array, kernel: Array, groups: int) -> Array:

