@@ -12,12 +12,11 @@ from jax import export, lax
 
 import cojax as co
 from cojax import buffers
-from cojax.ops import windows
+from cojax.ops import product, windows
 from cojax.ops.convolution import convolve_clip, convolve_window
 from cojax.ops.dense import convolution
 from cojax.ops.depthwise import depthwise
 from cojax.ops.fast_fir import convolve_by_phases
-from cojax.ops.product import times
 from cojax.timing import Axis
 from tests.laws import clip_of
 from tests.networks import random_variables
@@ -321,6 +320,22 @@ def test_the_gradient_of_a_step_of_sums_scatters_nothing(name):
     assert "scatter" not in program
 
 
+def test_large_products_are_those_of_xla_in_every_transformation():
+    x, kernel = clip_of((129, 128)), clip_of((128, 128), seed=1)
+    assert x.shape[0] * kernel.size > product._FEW_PRODUCTS
+    assert_same_in_every_transformation(product.times, jnp.matmul, x, kernel)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of what XLA makes of it for a CPU")
+def test_large_products_go_to_eigen_but_not_those_of_a_batch_of_kernels():
+    x, kernel = clip_of((3, 129, 128)), clip_of((3, 128, 128), seed=1)
+    for rows, kernels in ((0, None), (None, 0), (0, 0)):
+        given = x if rows == 0 else x[0], kernel if kernels == 0 else kernel[0]
+        lowered = jax.jit(jax.vmap(product.times, (rows, kernels))).lower(*given)
+        assert ("convolution" in lowered.as_text()) == (kernels is None)
+        assert ("ynn_fusion" in lowered.compile().as_text()) == (kernels == 0)
+
+
 @pytest.mark.parametrize("count", range(4))
 def test_entries_counted_back_are_those_gathered_in_every_transformation(count):
     def gathered(x, factor):
@@ -355,15 +370,17 @@ def test_products_in_bfloat16_are_as_exact_as_it_is_and_convert_no_weights(rows)
     exact = [jnp.asarray(each, jnp.float32) for each in half]
 
     def square(x, kernel):
-        return jnp.sum(jnp.square(times(x, kernel).astype(jnp.float32)))
+        return jnp.sum(jnp.square(product.times(x, kernel).astype(jnp.float32)))
 
-    np.testing.assert_allclose(times(*half).astype("float32"), exact[0] @ exact[1], rtol=1e-2)
+    np.testing.assert_allclose(
+        product.times(*half).astype("float32"), exact[0] @ exact[1], rtol=1e-2
+    )
     found, expected = (jax.grad(square, argnums=(0, 1))(*each) for each in (half, exact))
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == jnp.bfloat16
         np.testing.assert_allclose(a.astype("float32"), b, rtol=3e-2, atol=3e-2 * jnp.abs(b).max())
     if jax.default_backend() == "cpu":
-        assert "f32[32,48]" not in jax.jit(times).lower(*half).compile().as_text()
+        assert "f32[32,48]" not in jax.jit(product.times).lower(*half).compile().as_text()
 
 
 def test_a_cpu_computes_what_other_platforms_are_given_to_compute(monkeypatch):

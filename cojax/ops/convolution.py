@@ -19,7 +19,7 @@ from jax import Array, lax
 from cojax.ops.dense import convolution
 from cojax.ops.depthwise import depthwise, depthwise_by_each
 from cojax.ops.gradient import recomputed
-from cojax.ops.product import product, times
+from cojax.ops.product import product, product_with_each
 from cojax.ops.windows import (
     counted_back,
     exceeds,
@@ -73,7 +73,7 @@ def convolve_window(window: Array, kernel: Array, space: Sequence[Axis], groups:
 
 
 def contributions(
-    x: Array, kernel: Array, count: Array | int, space: Sequence[Axis], groups: int
+    x: Array, kernel: Array, count: Array, space: Sequence[Axis], groups: int
 ) -> tuple[Array, Array]:
     """Returns what a step adds to the output that it completes, and to the sums of later ones.
 
@@ -101,8 +101,7 @@ def contributions(
     if len(kernel) <= _MANY_TAPS and exceeds(x.size // x.shape[-1], kernel.shape[-1]):
         earlier = [product(x, tap) for tap in counted_back(kernel[:-1], count)]
         return product(x, kernel[-1]), jnp.stack(earlier, axis=1)
-    flat = x.reshape(-1, x.shape[-1])
-    products = times(jnp.broadcast_to(flat, (len(kernel), *flat.shape)), kernel)
+    products = product_with_each(x.reshape(-1, x.shape[-1]), kernel)
     products = products.reshape(len(kernel), *x.shape[:-1], kernel.shape[-1])
     return products[-1], jnp.moveaxis(counted_back(products[:-1], count), 0, 1)
 

@@ -77,12 +77,12 @@ def gathered(x: Array, axis: Axis) -> Array:
     return jnp.take(x, places, axis=1, mode="clip")
 
 
-def _counted_back(x: Array, count: Array | int) -> Array:
+def _counted_back(x: Array, count: Array) -> Array:
     return jnp.take(x, (count - np.arange(len(x))) % len(x), axis=0, mode="clip")
 
 
 @jax.custom_jvp
-def counted_back(x: Array, count: Array | int) -> Array:
+def counted_back(x: Array, count: Array) -> Array:
     """Returns the entries of ``(n, ...)`` at ``(count - i) % n``, for each ``i`` below ``n``.
 
     It is its own transpose. That of a gather would be a scatter, which takes 9 of the 16 ms of the
@@ -94,7 +94,9 @@ def counted_back(x: Array, count: Array | int) -> Array:
 @counted_back.defjvp
 def _counted_back_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     x, count = primals
-    change = transposed(lambda y: _counted_back(y, count), x)(tangents[0])
+    # In jax.shard_map, the entries vary along the mesh axes of the count too.
+    like = x + lax.full_like(count, 0, x.dtype)
+    change = transposed(lambda y: _counted_back(y, count), like)(tangents[0])
     return counted_back(x, count), change
 
 
