@@ -191,7 +191,7 @@ def _stream(options: argparse.Namespace) -> int:
     elif options.net == _DEMO:
         shape = [6]
     elif recording is not None:
-        shape = list(recording.shape[1:])
+        shape = list(recording.shape[1:]) or [1]
     else:
         first = next(incoming, None)
         if first is None:

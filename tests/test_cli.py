@@ -220,7 +220,7 @@ def test_skeletons_may_be_persons_joints_coordinates(capsys, tmp_path, monkeypat
         (b"1,2,3,4,5,6", [], "is no .npy file of numbers"),
         (np.array(["a", "b"]), [], "is no .npy file of real numbers"),
         (np.array(6.0), [], "must be of shape (T, ...), time first, got ()"),
-        (np.arange(6.0), [], "the recording must be of shape (T, 6), got (6, 1)"),
+        (np.arange(6.0), [], "the recording must be of shape (T, 6), got (6,)"),
         (np.ones((9, 5)), [], "the recording must be of shape (T, 6), got (9, 5)"),
         (None, [], "No such file"),
         (np.ones((9, 6)), ["--model", "cost_gcn"], "--net and --model need --weights"),

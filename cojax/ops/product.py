@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
+from jax.sharding import AxisType
 
 from cojax.ops.gradient import bilinear
 from cojax.ops.windows import exceeds
 
 # Up to this many multiply-accumulates, a product is left to XLA's choice, see _by_eigen.
 _FEW_PRODUCTS = 2**21
+# Above this many kernels, products are not differentiated one by one, see product_with_each.
+_MANY_KERNELS = 16
 
 
 def times(a: Array, b: Array) -> Array:
@@ -20,10 +23,11 @@ def times(a: Array, b: Array) -> Array:
 
     A CPU would first convert bfloat16 to float32, on a single core. If the sums are requested in
     float32, it multiplies bfloat16 as it is, though not by a single row or column. A step of
-    CoOadTR-b1 then takes 3.1 ms instead of 16.5, and one of CoSlow 59 ms instead of 114.
+    CoOadTR-b1 then takes 3.1 ms instead of 16.5, and one of CoSlow 59 ms instead of 114. Large
+    matrices of float32 are multiplied by Eigen, see :func:`_by_eigen`.
     """
     if a.dtype != jnp.bfloat16:
-        return _by_eigen(a, b, ()) if _is_large(a, b) else a @ b
+        return _large_product(a, b, ()) if _are_large(a, b) else a @ b
 
     def with_more(a: Array, b: Array) -> Array:
         rows, columns = a.shape[-2], b.shape[-1]
@@ -34,53 +38,58 @@ def times(a: Array, b: Array) -> Array:
     return lax.platform_dependent(a, b, cpu=with_more, default=jnp.matmul)
 
 
-def _is_large(a: Array, b: Array) -> bool:
-    """Returns whether matrices of float32 are large, and neither of them a vector."""
-    return (
-        a.ndim == 2
-        and a.dtype == b.dtype == jnp.float32
-        and exceeds(a.shape[0], 1)
-        and exceeds(b.shape[1], 1)
-        and exceeds(a.shape[0] * b.size, _FEW_PRODUCTS)
-    )
+def _are_large(a: Array, b: Array) -> bool:
+    """Returns whether these are two large matrices of float32, and neither of them a vector.
+
+    Sizes that ``jax.export`` does not know are not large. Nor are matrices of an explicit sharding,
+    which a convolution would need to be told.
+    """
+    if a.ndim != 2 or a.dtype != jnp.float32 or b.dtype != jnp.float32:
+        return False
+    if any(AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types for x in (a, b)):
+        return False
+    vectors = exceeds(2, a.shape[0]) or exceeds(2, b.shape[1])
+    return not vectors and not exceeds(_FEW_PRODUCTS + 1, a.shape[0] * b.size)
 
 
 @custom_vmap
-def _as_convolution(a: Array, b: Array) -> Array:
-    """Computes ``a @ b`` as a convolution along the rows, with a kernel of one row."""
-    dimensions = ("NHC", "HIO", "NHC")
-    return lax.conv_general_dilated(a[None], b[None], (1,), "VALID", dimension_numbers=dimensions)[
-        0
-    ]
+def _convolved(a: Array, b: Array) -> Array:
+    """Computes ``(n, R, C) @ (C, C')`` as a convolution along the rows, with a kernel of one."""
+    return lax.conv_general_dilated(
+        a, b[None], (1,), "VALID", dimension_numbers=("NHC", "HIO", "NHC")
+    )
 
 
-@_as_convolution.def_vmap
-def _as_convolutions(size: int, batched: Sequence[bool], a: Array, b: Array) -> tuple[Array, bool]:
-    """Joins the rows of a batch; a batch of kernels would make a slow grouped convolution."""
+@_convolved.def_vmap
+def _all_convolved(size: int, batched: Sequence[bool], a: Array, b: Array) -> tuple[Array, bool]:
+    """Adds a batch to the images; a batch of kernels would make a slow, grouped convolution."""
     if batched[1]:
-        return jnp.matmul(a, b), True
-    return _as_convolution(lax.collapse(a, 0, 2), b).reshape(size, -1, b.shape[-1]), True
+        return jnp.matmul(a, b[:, None]), True
+    y = _convolved(lax.collapse(a, 0, 2), b)
+    return y.reshape(*a.shape[:2], *y.shape[1:]), True
 
 
-def _product(a: Array, b: Array, _: tuple[()] = ()) -> Array:
+def _plain(a: Array, b: Array, _: tuple[()]) -> Array:
     return a @ b
 
 
-def _on_cpu_by_eigen(a: Array, b: Array, _: tuple[()] = ()) -> Array:
-    """Computes ``a @ b`` in a form that XLA passes to Eigen.
+def _by_eigen(a: Array, b: Array, _: tuple[()]) -> Array:
+    """Computes ``a @ b`` in a form that, on a CPU, XLA passes to Eigen.
 
-    XLA passes large products to another library, which lays out the kernel in memory each time. As
+    XLA passes products to another library, which lays out the kernel in memory each time. As
     convolutions along one axis, they go to Eigen: with 8 rows, one by a kernel of 1024x1024 takes
     0.44 ms instead of 0.62, and one of 49 rows by 2048x512 1.3 ms instead of 1.8. A step of
     CoX3D-M takes 0.71 of the time (0.82 in a batch of 8), one of CoSlow 0.91, one of CoST-GCN*
     0.84, and one of CoOadTR-b1 in a batch of 8 0.64. Smaller products are slower this way: a step
     of an LSTM of 128 channels in a batch of 8 would take 1.12 of the time.
     """
-    return lax.platform_dependent(a, b, cpu=_as_convolution, default=_product)
+    return lax.platform_dependent(
+        a, b, cpu=lambda a, b: _convolved(a[None], b)[0], default=jnp.matmul
+    )
 
 
-# A product whose gradients are plain products.
-_by_eigen = bilinear(_on_cpu_by_eigen, _product, _product)
+# Its gradients are plain products.
+_large_product = bilinear(_by_eigen, _plain, _plain)
 
 
 def _at_least_two(x: Array, axis: int) -> Array:
@@ -98,23 +107,29 @@ def product(x: Array, kernel: Array) -> Array:
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
+def _with_each(x: Array, kernels: Array) -> Array:
+    return times(jnp.broadcast_to(x, (len(kernels), *x.shape)), kernels)
+
+
 @jax.custom_jvp
 def product_with_each(x: Array, kernels: Array) -> Array:
     """Multiplies ``(n, C)`` by each of ``(k, C, C')`` to ``(k, n, C')``."""
-    return times(jnp.broadcast_to(x, (len(kernels), *x.shape)), kernels)
+    return _with_each(x, kernels)
 
 
 @product_with_each.defjvp
 def _product_with_each_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    """Differentiates products one by one: the gradient of a repeated input is four times slower.
+    """Differentiates products one by one, unless there are many.
 
-    (196 rows of 1024 channels, 3 kernels of 256.)
+    The gradient of a repeated input takes four times as long (196 rows of 1024 channels, 3 kernels
+    of 256).
     """
 
     def one_by_one(x: Array, kernels: Array) -> Array:
         return jnp.stack([times(x, kernel) for kernel in kernels])
 
-    _, change = jax.jvp(one_by_one, primals, tangents)
+    few = len(primals[1]) <= _MANY_KERNELS
+    _, change = jax.jvp(one_by_one if few else _with_each, primals, tangents)
     return product_with_each(*primals), change
 
 

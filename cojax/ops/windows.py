@@ -85,8 +85,8 @@ def _counted_back(x: Array, count: Array) -> Array:
 def counted_back(x: Array, count: Array) -> Array:
     """Returns the entries of ``(n, ...)`` at ``(count - i) % n``, for each ``i`` below ``n``.
 
-    It is its own transpose. That of a gather would be a scatter, which takes 9 of the 16 ms of the
-    gradient of a step (1024 to 256 channels of 14x14, 3 taps).
+    It is its own transpose. That of a gather would be a scatter, which took half of the time of the
+    gradient of a step (1024 to 256 channels of 14x14, 3 taps). In forward mode it is a scatter.
     """
     return _counted_back(x, count)
 

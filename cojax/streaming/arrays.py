@@ -9,7 +9,7 @@ from cojax.streaming.lines import MalformedLineError
 
 
 def load(path: str | os.PathLike[str]) -> np.ndarray:
-    """Loads the array in a file, time first. A signal ``(T,)`` becomes ``(T, 1)``.
+    """Loads the array in a file, time first.
 
     Raises:
       ValueError: unless it is an array of real numbers with at least the axis of time.
@@ -22,16 +22,16 @@ def load(path: str | os.PathLike[str]) -> np.ndarray:
         raise ValueError(f"{path} is no .npy file of real numbers")
     if array.ndim == 0:
         raise ValueError(f"{path} must be of shape (T, ...), time first, got {array.shape}")
-    return array[:, None] if array.ndim == 1 else array
+    return array
 
 
 def as_steps(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The steps ``(T, *shape)`` of a recording.
 
     Args:
-      array: these steps or, if ``shape`` is (coordinates, joints, persons), skeletons ``(T, joints,
-        coordinates)`` or ``(T, persons, joints, coordinates)``. Missing persons are filled with
-        zeros, as in the data sets.
+      array: these steps; or a signal ``(T,)``, for steps of one number; or, if ``shape`` is
+        (coordinates, joints, persons), skeletons ``(T, joints, coordinates)`` or ``(T, persons,
+        joints, coordinates)``. Missing persons are filled with zeros, as in the data sets.
       shape: the shape of a step.
 
     Raises:
@@ -39,6 +39,8 @@ def as_steps(array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """
     if array.shape[1:] == tuple(shape):
         return array
+    if array.ndim == 1 and tuple(shape) == (1,):
+        return array[:, None]
     expected = [("T", *shape)]
     if len(shape) == 3:
         coordinates, joints, persons = shape
