@@ -24,8 +24,6 @@ Bilinear = Callable[..., Array]
 def bilinear(compute: Bilinear, by_input: Bilinear, by_kernel: Bilinear) -> Bilinear:
     """Makes a function of an input, a kernel and axes whose gradients are computed as given.
 
-    (The axes may be empty.)
-
     Args:
       compute: the function, which is linear in the input and in the kernel.
       by_input: the same function, whose transpose with respect to the input is fast.

@@ -9,7 +9,6 @@ from jax import Array, lax
 from jax.custom_batching import custom_vmap
 from jax.sharding import AxisType
 
-from cojax.ops.gradient import bilinear
 from cojax.ops.windows import exceeds
 
 # Up to this many multiply-accumulates, a product is left to XLA's choice, see _by_eigen.
@@ -27,7 +26,7 @@ def times(a: Array, b: Array) -> Array:
     matrices of float32 are multiplied by Eigen, see :func:`_by_eigen`.
     """
     if a.dtype != jnp.bfloat16:
-        return _large_product(a, b, ()) if _are_large(a, b) else a @ b
+        return _by_eigen(a, b) if _are_large(a, b) else a @ b
 
     def with_more(a: Array, b: Array) -> Array:
         rows, columns = a.shape[-2], b.shape[-1]
@@ -69,11 +68,8 @@ def _all_convolved(size: int, batched: Sequence[bool], a: Array, b: Array) -> tu
     return y.reshape(*a.shape[:2], *y.shape[1:]), True
 
 
-def _plain(a: Array, b: Array, _: tuple[()]) -> Array:
-    return a @ b
-
-
-def _by_eigen(a: Array, b: Array, _: tuple[()]) -> Array:
+@jax.custom_jvp
+def _by_eigen(a: Array, b: Array) -> Array:
     """Computes ``a @ b`` in a form that, on a CPU, XLA passes to Eigen.
 
     XLA passes products to another library, which lays out the kernel in memory each time. As
@@ -88,8 +84,11 @@ def _by_eigen(a: Array, b: Array, _: tuple[()]) -> Array:
     )
 
 
-# Its gradients are plain products.
-_large_product = bilinear(_by_eigen, _plain, _plain)
+@_by_eigen.defjvp
+def _by_eigen_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """Differentiates as a plain product."""
+    _, change = jax.jvp(jnp.matmul, primals, tangents)
+    return _by_eigen(*primals), change
 
 
 def _at_least_two(x: Array, axis: int) -> Array:
