@@ -323,19 +323,19 @@ def test_the_gradient_of_a_step_of_sums_scatters_nothing(name):
 
 
 def test_large_products_are_those_of_xla_in_every_transformation():
-    x, kernel = clip_of((129, 128)), clip_of((128, 128), seed=1)
-    assert x.shape[0] * kernel.size > product._FEW_PRODUCTS
+    x, kernel = clip_of((520, 64)), clip_of((64, 128), seed=1)
+    assert product._suit_eigen(x, kernel)
     assert_same_in_every_transformation(product.times, jnp.matmul, x, kernel)
     xs = clip_of((2, 3, *x.shape), seed=2)
     nested = jax.vmap(jax.vmap(product.times, (0, None)), (0, None))
     chex.assert_trees_all_close(jax.jit(nested)(xs, kernel), xs @ kernel, rtol=1e-4, atol=1e-4)
-    assert jax.vmap(product.times, (0, None))(xs[0, :0], kernel).shape == (0, 129, 128)
+    assert jax.vmap(product.times, (0, None))(xs[0, :0], kernel).shape == (0, 520, 128)
 
 
 def test_a_product_of_explicitly_sharded_matrices_keeps_its_sharding():
     mesh = jax.make_mesh((1,), ("d",), axis_types=(AxisType.Explicit,))
-    kernel = jax.device_put(clip_of((128, 256)), NamedSharding(mesh, PartitionSpec(None, "d")))
-    x = jax.device_put(clip_of((129, 128)), NamedSharding(mesh, PartitionSpec(None, None)))
+    kernel = jax.device_put(clip_of((64, 128)), NamedSharding(mesh, PartitionSpec(None, "d")))
+    x = jax.device_put(clip_of((520, 64)), NamedSharding(mesh, PartitionSpec(None, None)))
     y = jax.jit(product.times)(x, kernel)
     assert y.sharding.spec == PartitionSpec(None, "d")
 
@@ -348,12 +348,22 @@ def test_products_of_sizes_that_are_unknown_stay_products():
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="of what XLA makes of it for a CPU")
 def test_large_products_go_to_eigen_but_not_those_of_a_batch_of_kernels():
-    x, kernel = clip_of((3, 129, 128)), clip_of((3, 128, 128), seed=1)
+    x, kernel = clip_of((3, 520, 64)), clip_of((3, 64, 128), seed=1)
     for rows, kernels in ((0, None), (None, 0), (0, 0)):
         given = x if rows == 0 else x[0], kernel if kernels == 0 else kernel[0]
         lowered = jax.jit(jax.vmap(product.times, (rows, kernels))).lower(*given)
         assert ("convolution" in lowered.as_text()) == (kernels is None)
         assert kernels == 0 or "ynn_fusion" not in lowered.compile().as_text()
+
+
+@pytest.mark.parametrize(("rows", "by_eigen"), [(1, False), (8, True), (64, False), (520, True)])
+def test_products_of_few_or_many_rows_go_to_eigen(rows, by_eigen):
+    x, kernel = clip_of((rows, 520)), clip_of((520, 520), seed=1)
+    assert ("convolution" in jax.jit(product.times).lower(x, kernel).as_text()) == by_eigen
+    turned = jax.jit(product.product_transposed).lower(x, kernel)
+    assert "convolution" not in turned.as_text()
+    y = turned.compile()(x, kernel)
+    chex.assert_trees_all_close(y, x @ kernel.T, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", range(4))

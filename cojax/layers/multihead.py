@@ -19,7 +19,7 @@ from cojax.layers.dropout import Dropout
 from cojax.layers.initializers import fan_in_uniform
 from cojax.module import CoModule
 from cojax.ops.attention import attended, attention_weights
-from cojax.ops.product import from_heads, product, to_heads
+from cojax.ops.product import from_heads, product, product_transposed, to_heads
 
 
 class MultiheadAttention(CoModule):
@@ -110,7 +110,7 @@ class MultiheadAttention(CoModule):
     def _keys_and_values(self, key: Array, value: Array) -> tuple[Array, Array]:
         """Projects tokens ``(..., C)`` to keys and values ``(..., H, D)``."""
         keys, values = (
-            self._in_heads(product(tokens, self.kernels[i].astype(tokens.dtype).T), i)
+            self._in_heads(product_transposed(tokens, self.kernels[i].astype(tokens.dtype)), i)
             for i, tokens in enumerate((key, value), 1)
         )
         return keys, values

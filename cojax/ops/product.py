@@ -11,8 +11,10 @@ from jax.sharding import AxisType
 
 from cojax.ops.windows import exceeds
 
-# Up to this many multiply-accumulates, a product is left to XLA's choice, see _by_eigen.
+# Left to XLA, see _by_eigen: products of up to so many multiply-accumulates, and those of more than
+# the few, but less than the many rows.
 _FEW_PRODUCTS = 2**21
+_FEW_ROWS, _MANY_ROWS = 32, 512
 # Above this many kernels, products are not differentiated one by one, see product_with_each.
 _MANY_KERNELS = 16
 
@@ -23,10 +25,15 @@ def times(a: Array, b: Array) -> Array:
     A CPU would first convert bfloat16 to float32, on a single core. If the sums are requested in
     float32, it multiplies bfloat16 as it is, though not by a single row or column. A step of
     CoOadTR-b1 then takes 3.1 ms instead of 16.5, and one of CoSlow 59 ms instead of 114. Large
-    matrices of float32 are multiplied by Eigen, see :func:`_by_eigen`.
+    matrices of float32 may be multiplied by Eigen, see :func:`_by_eigen`.
     """
+    return _by_eigen(a, b) if _suit_eigen(a, b) else _left_to_xla(a, b)
+
+
+def _left_to_xla(a: Array, b: Array) -> Array:
+    """Computes ``a @ b`` as a product, of at least two rows and columns in bfloat16 on a CPU."""
     if a.dtype != jnp.bfloat16:
-        return _by_eigen(a, b) if _are_large(a, b) else a @ b
+        return a @ b
 
     def with_more(a: Array, b: Array) -> Array:
         rows, columns = a.shape[-2], b.shape[-1]
@@ -37,18 +44,20 @@ def times(a: Array, b: Array) -> Array:
     return lax.platform_dependent(a, b, cpu=with_more, default=jnp.matmul)
 
 
-def _are_large(a: Array, b: Array) -> bool:
-    """Returns whether these are two large matrices of float32, and neither of them a vector.
+def _suit_eigen(a: Array, b: Array) -> bool:
+    """Returns whether these are two matrices of float32 of sizes that Eigen multiplies faster.
 
-    Sizes that ``jax.export`` does not know are not large. Nor are matrices of an explicit sharding,
-    which a convolution would need to be told.
+    Sizes that ``jax.export`` does not know are left to XLA. So are matrices of an explicit
+    sharding, which a convolution would need to be told.
     """
     if a.ndim != 2 or a.dtype != jnp.float32 or b.dtype != jnp.float32:
         return False
     if any(AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types for x in (a, b)):
         return False
-    vectors = exceeds(2, a.shape[0]) or exceeds(2, b.shape[1])
-    return not vectors and not exceeds(_FEW_PRODUCTS + 1, a.shape[0] * b.size)
+    rows, columns = a.shape[0], b.shape[1]
+    vectors = exceeds(2, rows) or exceeds(2, columns)
+    between = exceeds(rows, _FEW_ROWS) and exceeds(_MANY_ROWS, rows)
+    return not (vectors or between or exceeds(_FEW_PRODUCTS + 1, rows * b.size))
 
 
 @custom_vmap
@@ -73,11 +82,12 @@ def _by_eigen(a: Array, b: Array) -> Array:
     """Computes ``a @ b`` in a form that, on a CPU, XLA passes to Eigen.
 
     XLA passes products to another library, which lays out the kernel in memory each time. As
-    convolutions along one axis, they go to Eigen: with 8 rows, one by a kernel of 1024x1024 takes
-    0.44 ms instead of 0.62, and one of 49 rows by 2048x512 1.3 ms instead of 1.8. A step of
-    CoX3D-M takes 0.71 of the time (0.82 in a batch of 8), one of CoSlow 0.91, one of CoST-GCN*
-    0.84, and one of CoOadTR-b1 in a batch of 8 0.64. Smaller products are slower this way: a step
-    of an LSTM of 128 channels in a batch of 8 would take 1.12 of the time.
+    convolutions along one axis, they go to Eigen. Without AVX-512, all large products are faster
+    this way (49 rows by 2048x512 take 1.3 ms instead of 1.8). With AVX-512, only those are whose
+    kernel is read for few rows or whose rows are many, and 49 rows by 2048x512 take 1.2 times as
+    long. A step of CoOadTR-b1 in a batch of 8 takes 0.91 of the time (0.64 without AVX-512), and
+    one of CoX3D-M 0.95 (0.71 if all large products go to Eigen, without AVX-512). Smaller products
+    are slower: a step of an LSTM of 128 channels in a batch of 8 would take 1.12 of the time.
     """
     return lax.platform_dependent(
         a, b, cpu=lambda a, b: _convolved(a[None], b)[0], default=jnp.matmul
@@ -104,6 +114,16 @@ def product(x: Array, kernel: Array) -> Array:
     """
     y = times(x.reshape(-1, x.shape[-1]), kernel)
     return y.reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+def product_transposed(x: Array, kernel: Array) -> Array:
+    """Computes ``(..., C) @ (C', C).T`` as a product of two matrices.
+
+    As a convolution, a large one would first transpose the kernel, on one core, each time (8 rows
+    by 1024x1024 would take 0.37 ms instead of 0.25, and 512 rows 5.2 ms instead of 4.5).
+    """
+    y = _left_to_xla(x.reshape(-1, x.shape[-1]), kernel.T)
+    return y.reshape(*x.shape[:-1], kernel.shape[0])
 
 
 def _with_each(x: Array, kernels: Array) -> Array:
