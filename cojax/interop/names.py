@@ -92,9 +92,24 @@ def _attention(module: MultiheadAttention) -> tuple[Leaf, ...]:
     )
 
 
-# The variables of the layers that have any, in torch's order; a function of the module where they
-# depend on it.
-_LEAVES: dict[type[CoModule], tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...]]] = {
+RUNNING_NORM = (
+    _SCALE,
+    _BIAS,
+    Leaf("batch_stats", "mean", "running_mean"),
+    Leaf("batch_stats", "var", "running_var"),
+    Leaf(
+        "batch_stats",
+        "num_batches_tracked",
+        "num_batches_tracked",
+        to_torch=lambda x: x.astype(np.int64),
+    ),
+)
+
+# The variables of a layer, in torch's order; a function of the module where they depend on it.
+Leaves = tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...]]
+
+# Those of the layers that have any, and of their subclasses.
+_LEAVES: dict[type[CoModule], Leaves] = {
     _Conv: (_OUT_IN_FIRST, _BIAS),
     Linear: (_OUT_IN_FIRST, _BIAS),
     _Recurrent: _recurrent,
@@ -106,26 +121,15 @@ _LEAVES: dict[type[CoModule], tuple[Leaf, ...] | Callable[[Any], tuple[Leaf, ...
     PReLU: (Leaf("params", "negative_slope", "weight"),),
     GroupNorm: (_SCALE, _BIAS),
     LayerNorm: (_SCALE, _BIAS),
-    _RunningNorm: (
-        _SCALE,
-        _BIAS,
-        Leaf("batch_stats", "mean", "running_mean"),
-        Leaf("batch_stats", "var", "running_var"),
-        Leaf(
-            "batch_stats",
-            "num_batches_tracked",
-            "num_batches_tracked",
-            to_torch=lambda x: x.astype(np.int64),
-        ),
-    ),
+    _RunningNorm: RUNNING_NORM,
 }
 
 
-def name_variables(kind: type[CoModule], *leaves: Leaf) -> None:
+def name_variables(kind: type[CoModule], leaves: Leaves) -> None:
     """Registers the torch names of a module's own variables, in torch's order.
 
-    For modules defined outside the library's layers. The modules within them need no registration:
-    ``children`` names them.
+    They replace those of a base class. For modules defined outside the library's layers. The
+    modules within them need no registration: ``children`` names them.
     """
     _LEAVES[kind] = leaves
 
@@ -205,6 +209,15 @@ def entries(net: CoModule) -> list[Entry]:
     return found
 
 
+def _leaves_of(module: CoModule) -> tuple[Leaf, ...]:
+    """The variables registered for the first of the module's classes that has any."""
+    for kind in type(module).__mro__:
+        if kind in _LEAVES:
+            leaves = _LEAVES[kind]
+            return leaves(module) if callable(leaves) else leaves
+    return ()
+
+
 def _entries(
     module: CoModule,
     specs: Any,
@@ -214,16 +227,13 @@ def _entries(
 ) -> Iterator[Entry]:
     # A module that is used in several places has its variables in one of them.
     paths = [tuple(map(key, place)) for place in places[id(module)]]
-    for kind, leaves in _LEAVES.items():
-        if isinstance(module, kind):
-            own_leaves = leaves(module) if callable(leaves) else leaves
-            for path, leaf in itertools.product(paths, own_leaves):
-                place = (leaf.collection, *path)
-                own = [at(specs, (*place, part.name)) for part in leaf.parts or (leaf,)]
-                if all(spec is not None for spec in own):
-                    spec = _packed(own, leaf.parts) if leaf.parts else own[0]
-                    name, long = (".".join((*n, leaf.torch_name)) for n in (names, delayed))
-                    yield Entry((*place, leaf.name), spec, name, long, leaf)
+    for path, leaf in itertools.product(paths, _leaves_of(module)):
+        place = (leaf.collection, *path)
+        own = [at(specs, (*place, part.name)) for part in leaf.parts or (leaf,)]
+        if all(spec is not None for spec in own):
+            spec = _packed(own, leaf.parts) if leaf.parts else own[0]
+            name, long = (".".join((*n, leaf.torch_name)) for n in (names, delayed))
+            yield Entry((*place, leaf.name), spec, name, long, leaf)
     for name, child in module.children().items():
         wrapped = _wrapped(module, name)
         yield from _entries(child, specs, places, (*names, name), (*delayed, *wrapped))

@@ -157,8 +157,7 @@ def _pointwise(in_channels: int, out_channels: int, kernel_init: Any) -> Conv2d:
 
 name_variables(
     GraphConvolution,
-    Leaf("params", "graph_attn", "graph_attn"),
-    Leaf("constants", "A", "A"),
+    (Leaf("params", "graph_attn", "graph_attn"), Leaf("constants", "A", "A")),
 )
 
 
