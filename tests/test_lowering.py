@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import cojax as co
 from cojax import buffers
+from cojax.layers import norm
 from cojax.ops import product, windows
 from cojax.ops.convolution import convolve_clip, convolve_window
 from cojax.ops.dense import convolution
@@ -196,6 +197,21 @@ def assert_same_in_every_transformation(convolve, plain, x, kernel):
 
     found, expected = (jax.jit(functools.partial(everything, each)) for each in (convolve, plain))
     chex.assert_trees_all_close(found(x, kernel), expected(x, kernel), rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_are_those_of_jax_in_every_transformation():
+    def of_jax(x, factor):
+        return factor * jnp.mean(x, (0, 1), keepdims=True), jnp.var(factor * x, (0, 1))
+
+    def ours(x, factor):
+        mean, var = norm._statistics(factor * x, (0, 1))
+        return mean, var[0, 0]
+
+    def joined(statistics):
+        return lambda x, factor: jnp.stack([each.ravel() for each in statistics(x, factor)])
+
+    x, factor = clip_of((2, 5, 3)), clip_of((3,), seed=1)
+    assert_same_in_every_transformation(joined(ours), joined(of_jax), x, factor)
 
 
 def convolved_by_xla(x, kernel, axes, groups=1):

