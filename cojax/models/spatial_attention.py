@@ -91,7 +91,7 @@ class SpatialAttention(JointUnit):
         return weights / jnp.where(total > 0, total, 1)
 
 
-class JointNorm(BatchNorm2d):
+class JointBatchNorm(BatchNorm2d):
     """A batch norm of every channel of every joint, with the persons of a frame along its space.
 
     Its features are in the order of the frames in memory, joint by joint, while torch has them
@@ -137,7 +137,9 @@ class AttentionUnit(JointUnit):
             drop_connect=self.drop_connect,
         )
         return {
-            "data_bn": JointNorm(self.in_channels * self.graph.joints, joints=self.graph.joints),
+            "data_bn": JointBatchNorm(
+                self.in_channels * self.graph.joints, joints=self.graph.joints
+            ),
             "attention_conv": attention,
             "bn": BatchNorm2d(self.out_channels),
         }
@@ -159,7 +161,7 @@ class AttentionUnit(JointUnit):
         return side_by_side(channels_last(run("data_bn", features)).reshape(y.shape))
 
 
-def _names_of_joint_norm(norm: JointNorm) -> tuple[Leaf, ...]:
+def _names_of_joint_norm(norm: JointBatchNorm) -> tuple[Leaf, ...]:
     *by_feature, tracked = RUNNING_NORM
     order: dict[str, Any] = {
         "from_torch": lambda x: x.reshape(-1, norm.joints).T.ravel(),
@@ -168,7 +170,7 @@ def _names_of_joint_norm(norm: JointNorm) -> tuple[Leaf, ...]:
     return (*(leaf._replace(**order) for leaf in by_feature), tracked)
 
 
-name_variables(JointNorm, _names_of_joint_norm)
+name_variables(JointBatchNorm, _names_of_joint_norm)
 name_variables(AttentionUnit, (Leaf("params", "A", "A"),))
 
 
