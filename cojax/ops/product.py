@@ -83,11 +83,11 @@ def _by_eigen(a: Array, b: Array) -> Array:
 
     XLA passes products to another library, which lays out the kernel in memory each time. As
     convolutions along one axis, they go to Eigen. Without AVX-512, all large products are faster
-    this way (49 rows by 2048x512 take 1.3 ms instead of 1.8). With AVX-512, only those are whose
-    kernel is read for few rows or whose rows are many, and 49 rows by 2048x512 take 1.2 times as
-    long. A step of CoOadTR-b1 in a batch of 8 takes 0.91 of the time (0.64 without AVX-512), and
-    one of CoX3D-M 0.95 (0.71 if all large products go to Eigen, without AVX-512). Smaller products
-    are slower: a step of an LSTM of 128 channels in a batch of 8 would take 1.12 of the time.
+    this way: 49 rows by 2048x512 take 1.3 ms instead of 1.8. With AVX-512 they take 1.2 times as
+    long, and only products of few rows, which hardly use the kernel, and of many are faster. A step
+    of CoOadTR-b1 in a batch of 8 takes 0.9 of the time (0.64 without AVX-512), and one of CoX3D-M
+    0.95. Small products are slower: a step of an LSTM of 128 channels in a batch of 8 would take
+    1.12 times as long.
     """
     return lax.platform_dependent(
         a, b, cpu=lambda a, b: _convolved(a[None], b)[0], default=jnp.matmul
