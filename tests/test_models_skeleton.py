@@ -206,6 +206,17 @@ def test_units_keep_the_laws():
     check_laws(net, x, variables=variables)
 
 
+@pytest.mark.parametrize("kind", [GraphConvolution, AdaptiveGraphConvolution, AttentionUnit])
+def test_a_batch_may_be_empty(kind):
+    unit = kind(4, 32, ARM)
+    variables, x = random_variables(unit, 0), jnp.zeros((0, 4, 5, 6))
+    assert jax.eval_shape(unit.apply, variables, x).shape == (0, 32, 5, 6)
+    state = unit.init_state(x[:, :, 0])
+    step = functools.partial(unit.apply, method="forward_step")
+    frame, _ = jax.eval_shape(step, variables, state, x[:, :, 0])
+    assert frame.value.shape == (0, 32, 6)
+
+
 # Persons.
 
 

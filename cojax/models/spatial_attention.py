@@ -80,7 +80,8 @@ class SpatialAttention(JointUnit):
 
         If XLA arranges the products itself, attention takes 1.2 to 2.5 times as long on a CPU.
         """
-        return heads_first(x.reshape(*x.shape[:-1], self.num_heads, -1))
+        x = x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+        return heads_first(x)
 
     def _hide_joints(self, weights: Array) -> Array:
         """The weights without those of hidden joints, rescaled to add up to one."""
@@ -162,6 +163,7 @@ class AttentionUnit(JointUnit):
 
 
 def _names_of_joint_norm(norm: JointBatchNorm) -> tuple[Leaf, ...]:
+    """The variables of a batch norm, which torch has channel by channel."""
     *by_feature, tracked = RUNNING_NORM
     order: dict[str, Any] = {
         "from_torch": lambda x: x.reshape(-1, norm.joints).T.ravel(),
