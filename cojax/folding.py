@@ -13,12 +13,19 @@ from cojax.combinators.parallel import Parallel
 from cojax.combinators.sequential import Sequential
 from cojax.container import Parent, key
 from cojax.layers.closure import Identity
-from cojax.layers.conv import _Conv
+from cojax.layers.conv import Conv1d, Conv2d, Conv3d, _Conv
 from cojax.layers.linear import Linear
-from cojax.layers.norm import _BatchNorm
+from cojax.layers.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, _BatchNorm
 from cojax.module import CoModule, uses
 
 Variables = dict[str, Any]
+
+# The convolutions with the axes of each norm.
+_PER_CHANNEL: dict[type[CoModule], type[_Conv]] = {
+    BatchNorm1d: Conv1d,
+    BatchNorm2d: Conv2d,
+    BatchNorm3d: Conv3d,
+}
 
 
 def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModule, Variables]:
@@ -30,8 +37,9 @@ def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModu
     ``variables``, so a folded network should not be trained.
 
     Norms are folded if they follow a convolution (such as :class:`Conv1d`), a :class:`Linear` over
-    the channels or a graph convolution of :mod:`cojax.models`. Other norms are kept, and so are
-    your own subclasses of these layers if they compute something else.
+    the channels or a graph convolution of :mod:`cojax.models`. Other norms with a number of spatial
+    axes become depthwise convolutions with a kernel of one: two arrays instead of five. Your own
+    subclasses of these layers are kept if they compute something else.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, https://arxiv.org/abs/1712.05877, section 3.2;
@@ -52,8 +60,8 @@ def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModu
       variables: its variables.
 
     Returns:
-      The network without these norms (each is replaced by an :class:`Identity`, so that names stay
-      the same), and its variables.
+      The network without these norms (in place of each folded one is an :class:`Identity`, so that
+      names stay the same), and its variables.
 
     Raises:
       ValueError: if the statistics or parameters of a norm are missing, or a module with variables
@@ -79,6 +87,18 @@ def fold(module: CoModule, variables: Variables) -> tuple[CoModule, Variables]:
     return within(module, variables, adjacent(module))
 
 
+@fold.register
+def _(norm: _BatchNorm, variables: Variables) -> tuple[CoModule, Variables]:
+    """Returns a convolution that scales and shifts each channel, as the norm does."""
+    affine, kind = scale_and_shift(norm, variables), _PER_CHANNEL.get(type(norm))
+    if affine is None or kind is None:
+        return norm, variables
+    channels = norm.num_features
+    conv = kind(channels, channels, 1, groups=channels, bias=False, param_dtype=norm.param_dtype)
+    ones = jnp.ones((1,) * (2 + kind.space) + (channels,), affine[0].dtype)
+    return scaled(conv, {"params": {"kernel": ones}}, *affine)
+
+
 def adjacent(module: CoModule) -> list[tuple[str, str]]:
     """Returns the pairs of children, by name, of which the first alone feeds the second."""
     return list(itertools.pairwise(module.order)) if _computes_as(module, Sequential) else []
@@ -92,7 +112,7 @@ def within(
         return module, variables
     folded = {name: fold(child, _of(variables, name)) for name, child in module.children().items()}
     for before, norm in pairs:
-        affine = scale_and_shift(*folded[norm])
+        affine = scale_and_shift(module.children()[norm], _of(variables, norm))
         if affine is not None and foldable(folded[before][0]):
             folded[before] = scaled(*folded[before], *affine)
             folded[norm] = (Identity(), {})

@@ -32,7 +32,8 @@ class Reversed(co.Sequential):
 
 
 def norms(net):
-    return sum("BatchNorm" in type(module).__name__ for _, module in walk(net))
+    kinds = co.BatchNorm, co.BatchNorm1d, co.BatchNorm2d, co.BatchNorm3d
+    return sum(isinstance(module, kinds) for _, module in walk(net))
 
 
 def check(net, variables, x):
@@ -55,13 +56,13 @@ def check(net, variables, x):
 SKELETONS = {
     "CoST-GCN": (co.models.cost_gcn, {}, 0),
     "CoAGCN": (co.models.coa_gcn, {"modified": False}, 0),
-    # Two norms of joints and of a sum stay in the one block of spatial attention.
-    "CoS-TR": (co.models.cos_tr, {"graph_blocks": 2}, 2),
+    # The norm of joints stays in the one block of spatial attention.
+    "CoS-TR": (co.models.cos_tr, {"graph_blocks": 2}, 1),
 }
 
 
 @pytest.mark.parametrize("name", SKELETONS)
-def test_skeletons_are_folded_but_for_the_norms_of_their_input_and_of_sums(name):
+def test_skeletons_are_folded_but_for_norms_of_joints(name):
     build, options, kept = SKELETONS[name]
     net = build(
         channels=(32, 32, 64), num_frames=32, num_classes=5, kernel_size=3, pool_size=4,
@@ -69,7 +70,7 @@ def test_skeletons_are_folded_but_for_the_norms_of_their_input_and_of_sums(name)
     )  # fmt: skip
     variables = co.load_torch(net, state_dict_of(net))
     assert norms(net) > 5
-    assert check(net, variables, clip_of((1, 3, 24, 25, 2))) == kept + 1
+    assert check(net, variables, clip_of((1, 3, 24, 25, 2))) == kept
 
 
 def test_cox3d_is_folded_whole():
@@ -84,20 +85,44 @@ def test_random_networks_answer_alike_folded():
         check(net, random_variables(net, seed), clip_of(shape))
 
 
-def test_what_cannot_be_folded_stays_as_it_is():
+def test_norms_that_follow_no_convolution_become_depthwise_convolutions():
     nets = [
-        co.Sequential(co.Conv1d(3, 4, 3), co.ReLU(), co.BatchNorm1d(4)),
-        co.Sequential(co.Conv1d(3, 4, 3), co.BatchNorm1d(4, track_running_stats=False)),
-        co.Sequential(co.BatchNorm1d(3), co.Conv1d(3, 4, 3)),
-        co.BatchNorm1d(3),
-        co.Sequential(co.Conv1d(3, 4, 3), Rectified(4)),
+        (co.BatchNorm1d(3), (2, 3, 8)),
+        (co.BatchNorm2d(3, affine=False), (2, 3, 8, 4)),
+        (co.BatchNorm3d(3, bias=False), (2, 3, 8, 4, 5)),
+        (co.BatchNorm1d(1), (2, 1, 8)),
+        (co.Sequential(co.Conv1d(3, 4, 3), co.ReLU(), co.BatchNorm1d(4)), (2, 3, 8)),
+        (co.Sequential(co.BatchNorm1d(3), co.Conv1d(3, 4, 3)), (2, 3, 8)),
+        (co.Sequential(co.BatchNorm1d(3), co.BatchNorm1d(3)), (2, 3, 8)),
+    ]
+    for net, shape in nets:
+        variables = random_variables(net, 0)
+        assert check(net, variables, clip_of(shape)) == 0
+        _, constants = co.fold_batch_norm(net, variables)
+        assert list(constants) == ["params"]
+
+
+def test_nothing_is_folded_into_layers_that_compute_something_else():
+    for net in (
         co.Sequential(Bounded(3, 4, 3), co.BatchNorm1d(4)),
         Reversed(co.Conv1d(3, 3, 1), co.BatchNorm1d(3)),
+    ):
+        variables = random_variables(net, 0)
+        folded, constants = co.fold_batch_norm(net, variables)
+        x = clip_of((2, 3, 8))
+        np.testing.assert_allclose(folded.apply(constants, x), net.apply(variables, x), rtol=1e-5)
+
+
+def test_norms_of_other_kinds_stay_as_they_are():
+    nets = [
+        co.Sequential(co.Conv1d(3, 4, 3), co.BatchNorm1d(4, track_running_stats=False)),
+        co.Sequential(co.Conv1d(3, 4, 3), Rectified(4)),
+        co.Sequential(co.ReLU(), co.BatchNorm(3)),
     ]
     for net in nets:
         variables = random_variables(net, 0)
         folded, constants = co.fold_batch_norm(net, variables)
-        assert sum(isinstance(module, co.BatchNorm1d) for _, module in walk(folded)) == 1
+        assert norms(folded) == 1
         x = clip_of((2, 3, 8))
         np.testing.assert_array_equal(folded.apply(constants, x), net.apply(variables, x))
 
