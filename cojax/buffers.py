@@ -4,6 +4,7 @@ A step writes one slot of a ring, in place if the state is donated; an invalid f
 unchanged. Frames are stored with their channels last.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -123,9 +124,45 @@ def write(
     if slots == 1:
         # Otherwise XLA would choose a layout for the frame, and then copy it into the ring.
         return jnp.where(jnp.logical_and(valid, count >= 0), slot, ring)
+    if ring.dtype == jnp.bfloat16:
+        return _written_as_it_is(ring, slot, position, valid, axis)
+    return _written(ring, slot, position, valid, axis)
+
+
+def _written(
+    ring: Array, slot: Array, position: Array | int, valid: bool | Array, axis: int
+) -> Array:
     if valid is not True:
         slot = jnp.where(valid, slot, lax.dynamic_slice_in_dim(ring, position, 1, axis))
     return lax.dynamic_update_slice_in_dim(ring, slot, position, axis)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
+def _written_as_it_is(
+    ring: Array, slot: Array, position: Array | int, valid: bool | Array, axis: int
+) -> Array:
+    """Writes to a ring of bfloat16, which a CPU would otherwise convert, whole, in every step.
+
+    XLA computes almost everything in float32 there, moving numbers included. So the bits are
+    written as integers: a ring of 63 frames of 1024 numbers, for 8 streams, takes 8 us instead of
+    26, and a step of the encoder of 8 streams 0.8 of the time.
+    """
+
+    def by_bits(ring: Array, slot: Array, position: Array, valid: Array) -> Array:
+        ring, slot = (lax.bitcast_convert_type(x, jnp.uint16) for x in (ring, slot))
+        return lax.bitcast_convert_type(_written(ring, slot, position, valid, axis), jnp.bfloat16)
+
+    def by_values(ring: Array, slot: Array, position: Array, valid: Array) -> Array:
+        return _written(ring, slot, position, valid, axis)
+
+    return lax.platform_dependent(ring, slot, position, valid, cpu=by_bits, default=by_values)
+
+
+@_written_as_it_is.defjvp
+def _written_as_it_is_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    ring, slot, position, valid = primals
+    change = _written(tangents[0], tangents[1], position, valid, axis)
+    return _written_as_it_is(ring, slot, position, valid, axis), change
 
 
 def cleared(ring: Array, position: Array | int) -> Array:

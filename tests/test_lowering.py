@@ -415,26 +415,6 @@ def test_programs_do_not_grow_with_the_taps(channels, stride):
     assert lines(90) == lines(30)
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_products_in_bfloat16_are_as_exact_as_it_is_and_convert_no_weights(rows):
-    x, kernel = clip_of((rows, 32)), clip_of((32, 48), seed=1)
-    half = [jnp.asarray(each, jnp.bfloat16) for each in (x, kernel)]
-    exact = [jnp.asarray(each, jnp.float32) for each in half]
-
-    def square(x, kernel):
-        return jnp.sum(jnp.square(product.times(x, kernel).astype(jnp.float32)))
-
-    np.testing.assert_allclose(
-        product.times(*half).astype("float32"), exact[0] @ exact[1], rtol=1e-2
-    )
-    found, expected = (jax.grad(square, argnums=(0, 1))(*each) for each in (half, exact))
-    for a, b in zip(found, expected, strict=True):
-        assert a.dtype == jnp.bfloat16
-        np.testing.assert_allclose(a.astype("float32"), b, rtol=3e-2, atol=3e-2 * jnp.abs(b).max())
-    if jax.default_backend() == "cpu":
-        assert "f32[32,48]" not in jax.jit(product.times).lower(*half).compile().as_text()
-
-
 def test_a_cpu_computes_what_other_platforms_are_given_to_compute(monkeypatch):
     net = co.Sequential(
         co.Residual(co.Conv3d(4, 4, 3, padding=1, groups=4)), co.Conv3d(4, 2, (3, 1, 1))

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from cojax.ops.precision import accumulated
-from cojax.ops.product import times
+from cojax.ops.product import times, times_transposed
 
 
 def attention_weights(query: Array, keys: Sequence[Array]) -> Array:
@@ -30,9 +30,9 @@ def attention_weights(query: Array, keys: Sequence[Array]) -> Array:
     """
     wide = accumulated(query.dtype)
     if all(query.shape[-2] >= key.shape[-2] for key in keys):
-        logits = [jnp.matmul(query, key.mT, preferred_element_type=wide) for key in keys]
+        logits = [times_transposed(query, key, wide) for key in keys]
         return jax.nn.softmax(jnp.concatenate(logits, axis=-1), axis=-1)
-    logits = [jnp.matmul(key, query.mT, preferred_element_type=wide) for key in keys]
+    logits = [times_transposed(key, query, wide) for key in keys]
     return jax.nn.softmax(jnp.concatenate(logits, axis=-2), axis=-2).mT
 
 

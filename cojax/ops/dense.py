@@ -9,6 +9,7 @@ from jax import Array, lax
 
 from cojax.ops.fast_fir import convolve_by_phases
 from cojax.ops.gradient import bilinear, recomputed, transposed
+from cojax.ops.precision import accumulated, widened
 from cojax.ops.windows import exceeds, lengths, output_like, padded, padded_axis, strided
 from cojax.timing import Axis
 
@@ -24,17 +25,20 @@ _MANY_PRODUCTS = 2**28
 
 
 def convolution(x: Array, kernel: Array, axes: Sequence[Axis], groups: int = 1) -> Array:
-    """Convolves ``(B, *S, C)`` with ``(*K, C / groups, C')`` in the way best for the platform."""
+    """Convolves ``(B, *S, C)`` with ``(*K, C / groups, C')`` in the way best for the platform.
+
+    Eigen convolves in float32 alone, which is faster than XLA's other ways in half precision too: a
+    step of CoX3D-S in bfloat16 takes 0.83 of the time with it, one of CoI3D 0.94.
+    """
     as_it_stands = functools.partial(_native, axes=axes, groups=groups)
-    if groups > 1 or len(axes) != 2 or x.dtype != jnp.float32:
+    if groups > 1 or len(axes) != 2 or accumulated(x.dtype) != jnp.float32:
         return as_it_stands(x, kernel)
     rows, columns = axes
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=lambda x, kernel: _on_cpu(x, kernel, (rows, columns)),
-        default=as_it_stands,
-    )
+
+    def on_cpu(x: Array, kernel: Array) -> Array:
+        return _on_cpu(widened(x), widened(kernel), (rows, columns)).astype(x.dtype)
+
+    return lax.platform_dependent(x, kernel, cpu=on_cpu, default=as_it_stands)
 
 
 def _native(x: Array, kernel: Array, axes: Sequence[Axis], groups: int = 1) -> Array:
