@@ -16,8 +16,11 @@ from jax import Array, lax
 
 from cojax.ops.gradient import recomputed
 from cojax.ops.precision import accumulated, widened
-from cojax.ops.windows import padded_axis, strided
+from cojax.ops.windows import exceeds, padded_axis, strided
 from cojax.timing import Axis
+
+# Up to so many entries, their maximum is taken one by one, see _largest.
+_FEW_ENTRIES = 16
 
 
 def pads(axis: Axis, size: int) -> tuple[int, int]:
@@ -85,7 +88,20 @@ def maximum(x: Array, first: Array | int, axis: int) -> Array:
     The derivative of ``jnp.max`` compares every entry with the maximum. That goes wrong if XLA
     recomputes the pooled values for the comparison and rounds them differently.
     """
-    return jnp.max(x, axis)
+    return _largest(x, axis)
+
+
+def _largest(x: Array, axis: int) -> Array:
+    """Returns the maximum along an axis; of few entries, as the larger of one after another.
+
+    On a CPU, XLA passes a reduction to another library, after which a step of CoI3D takes 1.09
+    times as long, and 1.3 times in bfloat16.
+    """
+    if exceeds(x.shape[axis], _FEW_ENTRIES):
+        return jnp.max(x, axis)
+    return functools.reduce(
+        jnp.maximum, (lax.index_in_dim(x, i, axis, keepdims=False) for i in range(x.shape[axis]))
+    )
 
 
 @maximum.defjvp
@@ -102,7 +118,7 @@ def _maximum_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
         there = lax.broadcasted_iota(place.dtype, x.shape, axis) == jnp.expand_dims(place, axis)
         return jnp.sum(jnp.where(there, x, 0), axis)
 
-    return jnp.max(x, axis), taken(tangents[0], place)
+    return _largest(x, axis), taken(tangents[0], place)
 
 
 def mean_divisor(sizes: Sequence[int], axes: Sequence[Axis], include_pad: bool) -> Array:
