@@ -27,6 +27,8 @@ from benchmarks.pairs import Spread, conditions, ratios, side_by_side
 
 # The largest difference between outputs, relative to the largest output, that counts as rounding.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+# Of one way, in a round.
+_MOST_TURNS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,17 +214,22 @@ def per_turn(
     with alone():
         turns = {name: _turns(way, job.seconds, multiple) for name, way in ways.items()}
         runs = {name: partial(way, turns[name]) for name, way in ways.items()}
-        # The threads of a library keep spinning for a while after their work.
-        times = side_by_side(runs, job.rounds, warm_up=1, pause=0.01)
+        # The threads of torch keep spinning for more than 10 ms after their work: right after it, a
+        # step of the LSTM takes 22 us instead of 14.
+        times = side_by_side(runs, job.rounds, warm_up=1, pause=0.05)
     return {name: [t / turns[name] for t in seconds] for name, seconds in times.items()}
 
 
 def _turns(way: Callable[[int], Any], seconds: float, multiple: int) -> int:
+    """A multiple of turns that take about so long, judged by turns that take a quarter of it."""
     way(multiple)
-    start = time.perf_counter()
-    way(multiple)
-    took = time.perf_counter() - start
-    return multiple * max(1, min(1000, math.ceil(seconds / took)))
+    turns, took = 0, 0.0
+    while took < seconds / 4 and turns < _MOST_TURNS:
+        turns = max(1, 4 * turns)
+        start = time.perf_counter()
+        way(turns * multiple)
+        took = time.perf_counter() - start
+    return multiple * max(1, min(_MOST_TURNS, math.ceil(turns * seconds / took)))
 
 
 def compared(times: Mapping[str, list[float]], slow: str) -> dict[str, Any]:

@@ -180,14 +180,17 @@ def test_every_round_runs_each_way_in_turn():
     assert [len(seconds) for seconds in times.values()] == [3, 3]
 
 
-def test_the_time_of_a_turn_does_not_depend_on_how_many_fill_a_round():
+@pytest.mark.parametrize("seconds", [1e-9, 1e-5, 10])
+def test_the_time_of_a_turn_does_not_depend_on_how_many_fill_a_round(seconds):
     taken = []
-    times = harness.per_turn({"way": taken.append}, Job("", 1, rounds=2, seconds=1e-5), multiple=3)
-    first, second, *rounds = taken
-    assert first == second == 3
-    assert len(rounds) == 3
+    job = Job("", 1, rounds=2, seconds=seconds)
+    times = harness.per_turn({"way": taken.append}, job, multiple=3)
+    *judged, _, _, _ = taken
+    rounds = taken[-3:]
+    assert judged == [3, *(3 * 4**i for i in range(len(judged) - 1))]
     assert len({*rounds}) == 1
     assert rounds[0] % 3 == 0
+    assert 3 <= rounds[0] <= 3000
     assert all(seconds < 1 for seconds in times["way"])
 
 

@@ -60,13 +60,13 @@ def _left_to_xla(
     if a.dtype != jnp.bfloat16:
         return at_once(a, b)
 
-    def in_order(a: Array, b: Array) -> Array:
+    def as_they_are(a: Array, b: Array) -> Array:
         rows, columns = a.shape[-2], b.shape[-2 if transposed else -1]
         a, b = _at_least_two(a, -2), _at_least_two(b, -2 if transposed else -1)
         y = multiplied(_in_order(a), _in_order(b), preferred_element_type=jnp.float32)
         return y[..., :rows, :columns].astype(dtype)
 
-    return lax.platform_dependent(a, b, cpu=in_order, default=at_once)
+    return lax.platform_dependent(a, b, cpu=as_they_are, default=at_once)
 
 
 @jax.custom_jvp
@@ -142,7 +142,7 @@ def _by_eigen_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def _at_least_two(x: Array, axis: int) -> Array:
-    """Appends as many zeros to a single row or column, or to a number of them that is unknown."""
+    """Appends zeros to a single row or column, and to as many as ``jax.export`` does not know."""
     few = exceeds(2, x.shape[axis])
     return jnp.concatenate([x, jnp.zeros_like(x)], axis) if few else x
 
