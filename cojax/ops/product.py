@@ -74,7 +74,8 @@ def _in_order(x: Array) -> Array:
     """Returns the same array, of which XLA assumes that its axes are in order in memory.
 
     Of a transposed array, it assumes that only its axes are renamed. It assumes order for the
-    result of a reduction, and removes one along a single number later.
+    result of a reduction, and removes one along a single number later. The barrier keeps it from
+    renaming the axes of the operand again, for it then compiles a product that it cannot run.
     """
     return lax.optimization_barrier(jnp.max(x[None], axis=0))
 
