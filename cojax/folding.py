@@ -37,9 +37,10 @@ def fold_batch_norm(net: CoModule, variables: Mapping[str, Any]) -> tuple[CoModu
     ``variables``, so a folded network should not be trained.
 
     Norms are folded if they follow a convolution (such as :class:`Conv1d`), a :class:`Linear` over
-    the channels or a graph convolution of :mod:`cojax.models`. Other norms with a number of spatial
-    axes become depthwise convolutions with a kernel of one: two arrays instead of five. Your own
-    subclasses of these layers are kept if they compute something else.
+    the channels or a graph convolution of :mod:`cojax.models`, but your own subclasses of these
+    layers are kept if they compute something else. Where it follows none, a :class:`BatchNorm1d`,
+    2d or 3d becomes a depthwise convolution with a kernel of one: two arrays instead of five.
+    Subclasses of these and a :class:`BatchNorm` then stay norms.
 
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, https://arxiv.org/abs/1712.05877, section 3.2;

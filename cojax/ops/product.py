@@ -50,7 +50,8 @@ def _left_to_xla(
     1.3.
     """
     batch = tuple(range(a.ndim - 2))
-    dims = ((a.ndim - 1,), (b.ndim - 1 if transposed else b.ndim - 2,)), (batch, batch)
+    across, along = (-2, -1) if transposed else (-1, -2)  # The axes of b: kept, and summed over.
+    dims = ((a.ndim - 1,), (b.ndim + along,)), (batch, batch)
     dtype = a.dtype if dtype is None else dtype
     multiplied = functools.partial(lax.dot_general, dimension_numbers=dims)
 
@@ -61,8 +62,8 @@ def _left_to_xla(
         return at_once(a, b)
 
     def as_they_are(a: Array, b: Array) -> Array:
-        rows, columns = a.shape[-2], b.shape[-2 if transposed else -1]
-        a, b = _at_least_two(a, -2), _at_least_two(b, -2 if transposed else -1)
+        rows, columns = a.shape[-2], b.shape[across]
+        a, b = _at_least_two(a, -2), _at_least_two(b, across)
         y = multiplied(_in_order(a), _in_order(b), preferred_element_type=jnp.float32)
         return y[..., :rows, :columns].astype(dtype)
 
